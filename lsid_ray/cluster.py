@@ -1,0 +1,52 @@
+"""The Ray cluster this process works on, and what may be taken of it.
+
+Ray waits forever, in silence, when workers hold every CPU and the tasks that feed them get none; so what a
+job needs is compared with what the cluster has before anything starts.
+"""
+
+import logging
+import os
+
+import ray
+from ray.data import DataContext
+
+from lsid_ray.errors import InputError
+
+MIN_LOGICAL_CPUS = 4  # of a cluster that we start ourselves: a laptop's 2 cores run 2 workers and the reading
+
+
+def connect() -> None:
+    """Join the cluster that RAY_ADDRESS or `ray start` names, or else start one on this machine."""
+    if ray.is_initialized():
+        return
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a worker's print would appear twice
+    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
+    try:
+        ray.init(address="auto", **quiet)
+    except ConnectionError:
+        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, MIN_LOGICAL_CPUS), **quiet)
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+def check_workers(num_workers: int, cpus_per_worker: float, use_gpu: bool) -> None:
+    """Refuse a worker group that the cluster cannot hold beside one CPU for reading data.
+
+    Raises: InputError naming the options, what they need and what the cluster has.
+    """
+    has = ray.cluster_resources()
+    cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
+    needs = num_workers * cpus_per_worker + 1
+    if needs > cpus:
+        raise InputError(
+            f"--cluster.num-workers {num_workers} with --cluster.cpus-per-worker {cpus_per_worker:g} needs "
+            f"{needs:g} CPUs (one of them to read data), the cluster has {cpus:g}"
+        )
+    if use_gpu and num_workers > gpus:
+        raise InputError(
+            f"--cluster.use-gpu with --cluster.num-workers {num_workers} needs {num_workers} GPUs, "
+            f"the cluster has {gpus:g}"
+        )

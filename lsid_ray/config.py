@@ -1,0 +1,309 @@
+"""The experiment: every choice of a run, frozen, with its presets.
+
+A resolved experiment is printed before a run, written beside its results and inside its checkpoints, and
+`from_json` reads it back. `--help` of a job is made of the docstrings below.
+"""
+
+import dataclasses
+import json
+import typing
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from lsid_ray.errors import InputError
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where the photographs are."""
+
+    root: str = ""
+    """Folder that holds short/ and long/ raw files with SID's names (10003_00_0.04s.ARW)."""
+    shards: str = ""
+    """Folder of the packed shards; made from `root` when it is not there. Empty: `root` + "-shards"."""
+    embedded: bool = False
+    """Make `root` from scikit-image's photographs with calibrated sensor noise when it is not there."""
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Attention U-Net (Oktay et al. 2018, arXiv 1804.03999) or SID's U-Net (arXiv 1805.01934)."""
+
+    width: int = 32
+    """Channels of the finest level; doubled at each level below."""
+    depth: int = 4
+    """Number of halvings; the coarsest level has stride 2**depth."""
+    gates: bool = True
+    """Attention gates on the skips. Without them: SID's U-Net."""
+    norm: Literal["none", "batch"] = "none"
+    """"none": a tile with enough halo equals the full frame, and the batch per worker may be small."""
+    upsample: Literal["nearest", "transpose"] = "nearest"
+    """Nearest neighbour and a 3x3 convolution, or SID's 2x2 transposed convolution."""
+    negative_slope: float = 0.2
+    """Slope of the LeakyReLU below zero; 0 is ReLU."""
+    output: Literal["full", "half"] = "full"
+    """RGB at the sensor's resolution (pixel shuffle), or at half of it."""
+    white_balance: bool = True
+    """Multiply the input by the camera's own white balance, as the target's rendering is."""
+
+
+@dataclass(frozen=True)
+class Discriminator:
+    """PatchGAN that sees input and image at one scale (pix2pix, arXiv 1611.07004); 70x70 at 3 layers."""
+
+    width: int = 64
+    """Channels of the first layer; doubled up to eightfold."""
+    layers: int = 3
+    """Layers of stride 2."""
+    norm: Literal["none", "batch", "spectral"] = "spectral"
+    """Normalisation of its layers."""
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Generator: l1_weight * L1 + adv_weight * adversarial."""
+
+    l1_weight: float = 1.0
+    """Weight of the mean absolute error, target in [0, 1]."""
+    adv_weight: float = 0.01
+    """Weight of the adversarial loss. 0 builds no discriminator at all."""
+    adversarial: Literal["relativistic", "hinge", "bce"] = "relativistic"
+    """Relativistic average (arXiv 1807.00734), hinge (arXiv 1705.02894), or pix2pix's cross entropy."""
+    warmup_steps: int = 0
+    """Steps with L1 only, before the discriminator starts."""
+    ramp_steps: int = 0
+    """Steps over which adv_weight then rises linearly from 0."""
+
+
+@dataclass(frozen=True)
+class Optimizer:
+    """Adam for both networks."""
+
+    generator_lr: float = 2e-4
+    """Learning rate of the generator."""
+    discriminator_lr: float = 2e-4
+    """Learning rate of the discriminator."""
+    betas: tuple[float, float] = (0.9, 0.99)
+    """Adam's decay rates."""
+    schedule: Literal["constant", "drop", "cosine"] = "cosine"
+    """constant; drop: a tenth in the second half (SID); cosine: down to a hundredth at the end."""
+    ema_decay: float = 0.999
+    """Decay a step of the generator's moving average, which is what is scored. 0: the generator itself."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How long, on what crops."""
+
+    epochs: int = 500
+    """Passes over the training pairs."""
+    batch_size: int = 16
+    """Samples of one step over all workers: the result does not depend on their number."""
+    crop: int = 512
+    """Side of a training crop in packed pixels (half the sensor's)."""
+    crops_per_pair: int = 1
+    """Crops of each pair in one epoch."""
+    epoch_draw: Literal["pairs", "scenes"] = "pairs"
+    """pairs: every pair once; scenes: one random short of each scene's first burst frames (SID)."""
+    flip_probability: float = 0.5
+    """Of each of the two flips."""
+    transpose_probability: float = 0.5
+    """Of a transpose."""
+    precision: Literal["bfloat16", "float32"] = "bfloat16"
+    """Autocast on CUDA. On the CPU always float32."""
+    validate_every: int = 10
+    """Epochs between validations on full frames; each may leave a checkpoint."""
+    tile: int = 512
+    """Side in packed pixels of the tiles in which full frames are predicted."""
+    seed: int = 0
+    """Of the initial weights and of the schedule of crops."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """What the run takes of the cluster. Not part of the experiment's identity."""
+
+    num_workers: int = 1
+    """Training processes (DDP); batch_size must be a multiple of it."""
+    use_gpu: bool = False
+    """One GPU a worker and nccl, instead of CPUs and gloo."""
+    cpus_per_worker: float = 1.0
+    """CPUs reserved for each worker. One more CPU must be left for reading data."""
+    max_failures: int = 3
+    """Worker failures (a lost node, a killed process) after which the run gives up."""
+
+
+@dataclass(frozen=True)
+class Experiment:
+    """Everything that decides a run's result, and where it runs."""
+
+    name: str
+    """The run's name: the same name again continues from its last checkpoint."""
+    storage: str = "runs"
+    """Folder of the runs, reachable from every node."""
+    data: Data = field(default_factory=Data)
+    generator: Generator = field(default_factory=Generator)
+    discriminator: Discriminator = field(default_factory=Discriminator)
+    loss: Loss = field(default_factory=Loss)
+    optimizer: Optimizer = field(default_factory=Optimizer)
+    training: Training = field(default_factory=Training)
+    cluster: Cluster = field(default_factory=Cluster)
+
+
+PRESETS: dict[str, tuple[str, Experiment]] = {
+    "demo": (
+        "The embedded data set on this machine, no GPU: a few minutes on 2 cores.",
+        Experiment(
+            name="demo",
+            data=Data(root="data/demo", embedded=True),
+            generator=Generator(width=16, depth=3),
+            discriminator=Discriminator(width=16, layers=2),
+            loss=Loss(adv_weight=0.001, warmup_steps=300, ramp_steps=100),
+            optimizer=Optimizer(generator_lr=2e-3, discriminator_lr=2e-4, ema_decay=0.99),
+            training=Training(epochs=8, batch_size=8, crop=48, crops_per_pair=8, validate_every=2),
+            cluster=Cluster(num_workers=2),
+        ),
+    ),
+    "sid-sony": (
+        "SID's Sony set: norm-free attention U-Net GAN at full resolution.",
+        Experiment(
+            name="sid-sony",
+            loss=Loss(adv_weight=0.01, warmup_steps=10_000, ramp_steps=5_000),
+            training=Training(epochs=500, batch_size=16, crop=256, crops_per_pair=2),
+            cluster=Cluster(use_gpu=True, cpus_per_worker=4),
+        ),
+    ),
+    "seed": (
+        "The starting point's exact recipe: half resolution, BatchNorm, cross entropy, L1 at 100:1.",
+        Experiment(
+            name="seed",
+            generator=Generator(width=64, norm="batch", negative_slope=0, output="half", white_balance=False),
+            discriminator=Discriminator(norm="batch"),
+            loss=Loss(l1_weight=100, adv_weight=1, adversarial="bce"),
+            optimizer=Optimizer(betas=(0.5, 0.999), schedule="constant", ema_decay=0),
+            training=Training(flip_probability=0.2, transpose_probability=0),
+            cluster=Cluster(use_gpu=True, cpus_per_worker=4),
+        ),
+    ),
+    "chen": (
+        "SID's own recipe (Chen et al. 2018): U-Net, L1, batch 1, 4000 epochs.",
+        Experiment(
+            name="chen",
+            generator=Generator(gates=False, upsample="transpose", white_balance=False),
+            loss=Loss(adv_weight=0),
+            optimizer=Optimizer(generator_lr=1e-4, betas=(0.9, 0.999), schedule="drop", ema_decay=0),
+            training=Training(epochs=4000, batch_size=1, epoch_draw="scenes", validate_every=100),
+            cluster=Cluster(use_gpu=True, cpus_per_worker=4),
+        ),
+    ),
+}
+
+
+def check(experiment: Experiment) -> None:
+    """Refuse what cannot run, before anything starts.
+
+    Raises: InputError naming the option, its value and what was expected.
+    """
+    e = experiment
+    positive = {
+        "--generator.width": e.generator.width,
+        "--generator.depth": e.generator.depth,
+        "--discriminator.width": e.discriminator.width,
+        "--discriminator.layers": e.discriminator.layers,
+        "--optimizer.generator-lr": e.optimizer.generator_lr,
+        "--optimizer.discriminator-lr": e.optimizer.discriminator_lr,
+        "--training.epochs": e.training.epochs,
+        "--training.batch-size": e.training.batch_size,
+        "--training.crop": e.training.crop,
+        "--training.crops-per-pair": e.training.crops_per_pair,
+        "--training.validate-every": e.training.validate_every,
+        "--training.tile": e.training.tile,
+        "--cluster.num-workers": e.cluster.num_workers,
+        "--cluster.cpus-per-worker": e.cluster.cpus_per_worker,
+        "--loss.l1-weight": e.loss.l1_weight,
+    }
+    for option, value in positive.items():
+        if not value > 0:
+            raise InputError(f"{option} is {value}: expected more than 0")
+    not_negative = {
+        "--loss.adv-weight": e.loss.adv_weight,
+        "--loss.warmup-steps": e.loss.warmup_steps,
+        "--loss.ramp-steps": e.loss.ramp_steps,
+        "--cluster.max-failures": e.cluster.max_failures,
+        "--training.seed": e.training.seed,
+    }
+    for option, value in not_negative.items():
+        if not value >= 0:
+            raise InputError(f"{option} is {value}: expected 0 or more")
+    probabilities = {
+        "--training.flip-probability": e.training.flip_probability,
+        "--training.transpose-probability": e.training.transpose_probability,
+        "--optimizer.ema-decay": e.optimizer.ema_decay,
+    }
+    for option, value in probabilities.items():
+        if not 0 <= value <= 1:
+            raise InputError(f"{option} is {value}: expected 0 to 1")
+    stride = 2**e.generator.depth
+    for option, value in {"--training.crop": e.training.crop, "--training.tile": e.training.tile}.items():
+        if value % stride:
+            raise InputError(
+                f"{option} is {value}: expected a multiple of {stride} (--generator.depth {e.generator.depth})"
+            )
+    if e.training.batch_size % e.cluster.num_workers:
+        raise InputError(
+            f"--training.batch-size is {e.training.batch_size}: "
+            f"expected a multiple of --cluster.num-workers {e.cluster.num_workers}"
+        )
+    if not e.name or "/" in e.name:
+        raise InputError(f"--name is {e.name!r}: expected a folder name")
+    if not e.data.root and not e.data.shards:
+        raise InputError("--data.root is empty: expected the folder that holds short/ and long/")
+
+
+def to_json(experiment: Experiment) -> str:
+    """The resolved experiment as indented JSON."""
+    return json.dumps(dataclasses.asdict(experiment), indent=2)
+
+
+def from_json(text: str, source: str) -> Experiment:
+    """Read `to_json`'s output. `source` is named in errors.
+
+    Raises: InputError for an unknown or missing field, or a value of another type.
+    """
+    try:
+        return _build(Experiment, json.loads(text), "experiment")
+    except (ValueError, TypeError) as error:
+        raise InputError(f"{source} is not an experiment of this version: {error}") from None
+
+
+def _build(kind: type, value: Any, where: str) -> Any:
+    """`value` (parsed JSON) as a dataclass, tuple, literal or number of type `kind`."""
+    if dataclasses.is_dataclass(kind):
+        if not isinstance(value, dict):
+            raise TypeError(f"{where} is {value!r}, expected an object")
+        hints = typing.get_type_hints(kind)
+        if unknown := sorted(set(value) - set(hints)):
+            raise TypeError(f"{where} has the unknown field {unknown[0]!r}")
+        if missing := sorted(set(hints) - set(value)):
+            raise TypeError(f"{where} lacks the field {missing[0]!r}")
+        return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in hints})
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin is Literal:
+        if value not in arguments:
+            raise TypeError(f"{where} is {value!r}, expected one of {', '.join(map(str, arguments))}")
+        return value
+    if origin is tuple:
+        return tuple(_build(item, v, where) for item, v in zip(arguments, value, strict=True))
+    if kind is float and type(value) is int:
+        value = float(value)
+    if type(value) is not kind:
+        raise TypeError(f"{where} is {value!r}, expected {kind.__name__}")
+    return value
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """What two runs of one name must share: all but where they run and where their files lie."""
+    fields = dataclasses.asdict(experiment)
+    for name in ("name", "storage", "cluster", "data"):
+        del fields[name]
+    return fields

@@ -1,0 +1,240 @@
+"""Every frame of a split scored once, over the cluster; validation during training uses the same functions."""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import ray
+import ray.data
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsid_ray import __version__
+from lsid_ray.data.shards import PackedPair, Shards, Split, open_shards
+from lsid_ray.errors import InputError
+from lsid_ray.evaluate import metrics
+from lsid_ray.evaluate.predict import predict
+from lsid_ray.evaluate.report import Picture, Score, summarize, write_report
+from lsid_ray.model.checkpoint import load_facts, load_generator
+from lsid_ray.model.generator import Generator
+from lsid_ray.model.inputs import network_input
+from lsid_ray.raw.develop import plain_rendering
+
+PICTURE_SIDE = 1600  # pixels; larger pictures are thinned out before they travel
+
+
+def frame_input(planes: np.ndarray, pair: PackedPair, generator: Generator, device: torch.device) -> Tensor:
+    """A short's planes (4, h, w) uint16 as the network's input (1, 4, h, w) float32 in [0, 1]."""
+    short = pair.short
+    return network_input(
+        torch.from_numpy(planes)[None].to(device),
+        torch.from_numpy(short.plane_black)[None].to(device),
+        torch.tensor([short.white], device=device),
+        torch.tensor([short.white_balance], device=device),
+        torch.tensor([pair.ratio], device=device),
+        generator.config,
+    )
+
+
+def enhance(
+    generator: Generator, planes: np.ndarray, pair: PackedPair, device: torch.device, tile: int | None
+) -> Tensor:
+    """The generator's photograph of one short: (H, W, 3) float32 in [0, 1], the mosaic's size or half of it."""
+    image = predict(generator, frame_input(planes, pair, generator, device), tile=tile)[0].float().clamp(0, 1)
+    if generator.scale == 2:
+        top, _, left, _ = pair.short.padding
+        image = image[:, top : top + pair.short.height, left : left + pair.short.width]
+    return image.permute(1, 2, 0)
+
+
+def at_scale(image_HW3: np.ndarray, pair: PackedPair, scale: int, device: torch.device) -> Tensor:
+    """A uint16 picture of the mosaic's size as (H, W, 3) float32 in [0, 1]; at scale 1 the means of its 2x2."""
+    image = torch.from_numpy(image_HW3).to(device).float().permute(2, 0, 1)[None] / 65535
+    if scale == 1:
+        top, bottom, left, right = pair.short.padding
+        image = F.avg_pool2d(F.pad(image, (left, right, top, bottom), mode="reflect"), 2)
+    return image[0].permute(1, 2, 0)
+
+
+def validate(
+    generator: Generator, shards: Shards, pairs: list[PackedPair], device: torch.device, tile: int
+) -> list[dict[str, float]]:
+    """PSNR and SSIM of each pair's full frame."""
+    scores = []
+    for pair in pairs:
+        image = enhance(generator, shards.planes(pair), pair, device, tile)
+        target = at_scale(shards.target(pair).transpose(1, 2, 0), pair, generator.scale, device)
+        scores.append({"psnr_db": metrics.psnr_db(image, target), "ssim": metrics.ssim(image, target)})
+    return scores
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A report that was written."""
+
+    report: Path
+    summary: dict[str, Any]
+    left_out: tuple[str, ...]
+    """Misaligned pairs that were not scored."""
+
+
+def evaluate(
+    checkpoint: str | Path,
+    folder: str | Path,
+    split: Split,
+    out: str | Path,
+    *,
+    tile: int = 512,
+    use_gpu: bool = False,
+    pictures: int = 6,
+    include_misaligned: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Score a checkpoint on every full frame of a split, beside the plain rendering; write the report to `out`.
+
+    tile: side in packed pixels of what is predicted at once. pictures: of how many frames to show pictures.
+    Raises: InputError as `load_generator`, `open_shards` and `write_report`, or when only misaligned pairs are there.
+    """
+    generator, experiment = load_generator(checkpoint)  # a mistake shows here, not in every worker
+    shards = open_shards(folder, [split])
+    pairs = [pair for pair in shards.pairs if include_misaligned or not pair.misaligned]
+    left_out = [pair.name for pair in shards.pairs if pair not in pairs]
+    if not pairs:
+        raise InputError(f"{folder}: all {len(left_out)} pairs of the {split} split are of misaligned scenes")
+    shown = _chosen(pairs, pictures)
+    resources = ray.cluster_resources()
+    cpus = int(resources.get("CPU", 1))
+    actors = int(resources.get("GPU", 0)) if use_gpu else max(1, cpus // 2)
+    if actors < 1:
+        raise InputError("--use-gpu: the cluster has no GPU")
+    rows = [{"number": n, "picture": n in shown} for n in range(len(pairs))]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _Scorer,
+        fn_constructor_kwargs={
+            "checkpoint": str(Path(checkpoint).resolve()),
+            "shards": shards,
+            "pairs": pairs,
+            "tile": tile,
+            "use_gpu": use_gpu,
+        },
+        concurrency=min(actors, len(rows)),
+        num_gpus=1 if use_gpu else 0,
+        num_cpus=1,
+    )
+    results = {}
+    progress(0, len(pairs))
+    for row in dataset.iter_rows():
+        results[row["number"]] = row
+        progress(len(results), len(pairs))
+    if len(results) != len(pairs):
+        raise RuntimeError(f"{len(results)} of {len(pairs)} frames were scored")
+    ordered = [results[n] for n in sorted(results)]
+    record = {
+        "checkpoint": {"folder": str(checkpoint), **load_facts(checkpoint)},
+        "split": split,
+        "resolution": "full" if generator.scale == 2 else "half (means of 2x2): not comparable with full resolution",
+        "left out as misaligned": left_out,
+        "rendering": shards.rendering,
+        "program": f"lsid_ray {__version__}, torch {torch.__version__}",
+        "date": time.strftime("%Y-%m-%d"),
+        "experiment": asdict(experiment),
+    }
+    scores = [row["score"] for row in ordered]
+    shown = [row["picture"] for row in ordered if row["picture"] is not None]
+    return Evaluation(write_report(Path(out), scores, shown, record), summarize(scores), tuple(left_out))
+
+
+def _chosen(pairs: list[PackedPair], count: int) -> set[int]:
+    """First burst frames, one of each scene before a second of any, from the strongest amplification down."""
+    seen: dict[str, int] = {}
+    turns = []
+    for number in sorted(range(len(pairs)), key=lambda n: (pairs[n].frame, -pairs[n].ratio, pairs[n].name)):
+        scene = pairs[number].scene
+        turns.append((seen.get(scene, 0), number))
+        seen[scene] = seen.get(scene, 0) + 1
+    return {number for _, number in sorted(turns, key=lambda turn: turn[0])[:count]}
+
+
+class _Scorer:
+    """One actor: loads the network once, scores one frame a call."""
+
+    def __init__(self, checkpoint: str, shards: Shards, pairs: list[PackedPair], tile: int, use_gpu: bool):
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self.generator = load_generator(checkpoint)[0].to(self.device)
+        self.shards, self.pairs, self.tile = shards, pairs, tile
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        pair = self.pairs[row["number"]]
+        score, picture = score_pair(self.generator, self.shards, pair, self.device, self.tile, row["picture"])
+        return {"number": row["number"], "score": score, "picture": picture}
+
+
+def score_pair(
+    generator: Generator, shards: Shards, pair: PackedPair, device: torch.device, tile: int, with_picture: bool
+) -> tuple[Score, Picture | None]:
+    """One frame's scores, and its pictures if wanted."""
+    scale = generator.scale
+    planes = shards.planes(pair)
+    start = time.perf_counter()
+    image = enhance(generator, planes, pair, device, tile)
+    seconds = time.perf_counter() - start
+    target = at_scale(shards.target(pair).transpose(1, 2, 0), pair, scale, device)
+    frame = pair.short.raw_frame(planes)
+    plain = at_scale(plain_rendering(frame, pair.ratio), pair, scale, device)
+    image8, plain8, target8 = (metrics.round_to_8bit(i) for i in (image, plain, target))
+    score = Score(
+        name=pair.name,
+        scene=pair.scene,
+        camera=pair.short.camera,
+        iso=pair.short.iso,
+        ratio=pair.ratio,
+        first_frame=pair.frame == 0,
+        misaligned=pair.misaligned,
+        psnr_db=metrics.psnr_db(image, target),
+        ssim=metrics.ssim(image, target),
+        psnr8_db=metrics.psnr_db(image8, target8),
+        ssim8=metrics.ssim(image8, target8),
+        plain_psnr_db=metrics.psnr_db(plain, target),
+        plain_ssim=metrics.ssim(plain, target),
+        plain_psnr8_db=metrics.psnr_db(plain8, target8),
+        plain_ssim8=metrics.ssim(plain8, target8),
+        seconds=seconds,
+    )
+    if not with_picture:
+        return score, None
+    views = {
+        "short": at_scale(plain_rendering(frame, 1.0), pair, scale, device),
+        "plain": plain,
+        "output": image,
+        "target": target,
+    }
+    if generator.gates:
+        weights = predict(_Attention(generator), frame_input(planes, pair, generator, device), tile=tile)
+        views["attention"] = weights[0, 0]
+    step = math.ceil(max(target.shape[:2]) / PICTURE_SIDE)
+    thin = {
+        name: view[::step, ::step].cpu().numpy()
+        if name == "attention"
+        else (view[::step, ::step] * 255).round().byte().cpu().numpy()
+        for name, view in views.items()
+    }
+    return score, Picture(name=pair.name, ratio=pair.ratio, images=thin)
+
+
+class _Attention(nn.Module):
+    """The finest gate's weights in the image's place, for `predict`."""
+
+    def __init__(self, generator: Generator):
+        super().__init__()
+        self.generator = generator
+        self.stride, self.receptive_radius, self.scale = generator.stride, generator.receptive_radius, 1
+
+    def forward(self, planes: Tensor) -> Tensor:
+        weights = self.generator.with_attention(planes)[1]
+        assert weights is not None
+        return weights.expand(-1, 3, -1, -1)

@@ -1,0 +1,124 @@
+"""The generator: packed sensor planes to an RGB photograph.
+
+Attention U-Net (Oktay et al. 2018, arXiv 1804.03999: additive gates on the skips), and without gates the
+U-Net of See-in-the-Dark (Chen et al. 2018, arXiv 1805.01934, section 4.2).
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from lsid_ray import config
+
+PLANES = 4  # R, G1, B, G2
+
+
+def _norm(kind: str, channels: int) -> nn.Module:
+    return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
+
+
+def _double_conv(c: config.Generator, inputs: int, outputs: int) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for channels in (inputs, outputs):
+        layers += [
+            nn.Conv2d(channels, outputs, 3, padding=1),
+            _norm(c.norm, outputs),
+            nn.LeakyReLU(c.negative_slope),
+        ]
+    return nn.Sequential(*layers)
+
+
+def _upsample(c: config.Generator, inputs: int, outputs: int) -> nn.Module:
+    if c.upsample == "transpose":
+        return nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
+    return nn.Sequential(
+        nn.Upsample(scale_factor=2, mode="nearest"),
+        nn.Conv2d(inputs, outputs, 3, padding=1),
+        _norm(c.norm, outputs),
+        nn.LeakyReLU(c.negative_slope),
+    )
+
+
+class AttentionGate(nn.Module):
+    """Weights a skip by what the coarser level asks for (arXiv 1804.03999, section 2.2).
+
+    Norm-free gates start open (weight about 0.95), so that training starts as a plain U-Net; with BatchNorm
+    they start half open, as the starting point's do.
+    """
+
+    def __init__(self, channels: int, norm: str):
+        super().__init__()
+        hidden = max(channels // 2, 1)
+        self.from_gate = nn.Sequential(nn.Conv2d(channels, hidden, 1), _norm(norm, hidden))
+        self.from_skip = nn.Sequential(nn.Conv2d(channels, hidden, 1), _norm(norm, hidden))
+        self.weight = nn.Sequential(nn.Conv2d(hidden, 1, 1), _norm(norm, 1), nn.Sigmoid())
+        if norm == "none":
+            nn.init.constant_(self.weight[0].bias, 3.0)
+
+    def forward(self, gate: Tensor, skip: Tensor) -> tuple[Tensor, Tensor]:
+        """gate, skip (B, C, h, w) -> the weighted skip (B, C, h, w) and its weights (B, 1, h, w) in (0, 1)."""
+        weights = self.weight(F.relu(self.from_gate(gate) + self.from_skip(skip)))
+        return skip * weights, weights
+
+
+class Generator(nn.Module):
+    """(B, 4, h, w) float in [0, 1] -> (B, 3, scale*h, scale*w) float, about [0, 1], not clamped. Any h, w."""
+
+    def __init__(self, c: config.Generator):
+        super().__init__()
+        self.config = c
+        widths = [c.width * 2**level for level in range(c.depth + 1)]
+        self.encoders = nn.ModuleList(
+            _double_conv(c, inputs, outputs)
+            for inputs, outputs in zip([PLANES, *widths[:-1]], widths, strict=True)
+        )
+        self.ups = nn.ModuleList(_upsample(c, 2 * width, width) for width in widths[:-1])
+        self.gates = nn.ModuleList(AttentionGate(width, c.norm) for width in widths[:-1] if c.gates)
+        self.decoders = nn.ModuleList(_double_conv(c, 2 * width, width) for width in widths[:-1])
+        self.head = nn.Conv2d(c.width, 3 * self.scale**2, 1)
+
+    @property
+    def scale(self) -> int:
+        """Output pixels per packed pixel, along one side."""
+        return 2 if self.config.output == "full" else 1
+
+    @property
+    def stride(self) -> int:
+        """Packed pixels per pixel of the coarsest level."""
+        return 2**self.config.depth
+
+    @property
+    def receptive_radius(self) -> int:
+        """How far, at most, an output pixel's value reaches in the input, in packed pixels.
+
+        Per level of stride s: two convolutions down (2s), pooling (s), the way up (s, and s for its
+        convolution), two convolutions (2s); twice 2s at the bottom.
+        """
+        return sum(7 * 2**level for level in range(self.config.depth)) + 2 * self.stride
+
+    def forward(self, planes: Tensor) -> Tensor:
+        """See the class."""
+        return self.with_attention(planes)[0]
+
+    def with_attention(self, planes: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The image and the finest gate's weights (B, 1, h, w), or None without gates."""
+        height, width = planes.shape[-2:]
+        pad = (0, -width % self.stride, 0, -height % self.stride)
+        features = F.pad(planes, pad, mode="replicate")
+        skips = []
+        for level, encoder in enumerate(self.encoders):
+            features = encoder(F.max_pool2d(features, 2) if level else features)
+            skips.append(features)
+        skips.pop()
+        weights = None
+        for level in reversed(range(self.config.depth)):
+            features = self.ups[level](features)
+            skip = skips.pop()
+            if self.gates:
+                skip, weights = self.gates[level](features, skip)
+            features = self.decoders[level](torch.cat([skip, features], dim=1))
+        image = self.head(features)
+        if self.scale == 2:
+            image = F.pixel_shuffle(image, 2)
+        image = image[..., : self.scale * height, : self.scale * width]
+        return image, None if weights is None else weights[..., :height, :width]

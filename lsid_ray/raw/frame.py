@@ -1,0 +1,176 @@
+"""One camera file as a typed raw frame, whatever camera wrote it."""
+
+import math
+import re
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import rawpy
+import tifffile
+
+from lsid_ray.errors import InputError
+
+_EXPOSURE = re.compile(r"_(\d+(?:\.\d+)?)s(?:\.[^.]*)?$")
+_LONGEST_EXPOSURE_S = 86400.0  # what lies beyond is a damaged tag
+# XYZ of the sRGB primaries at D65, with LibRaw's own digits: its `color_matrix` is built from them.
+XYZ_FROM_SRGB = np.array(
+    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
+)
+
+
+@dataclass(frozen=True, eq=False)
+class RawFrame:
+    """What a camera file says, before anything is done to it."""
+
+    mosaic: np.ndarray
+    """(H, W) uint16, DN: the visible area in sensor orientation."""
+    cfa: str
+    """Colours of the repeating square, row-major from mosaic[0, 0]: "RGGB", ..., or X-Trans's 36 letters."""
+    black: tuple[float, ...]
+    """Black level in DN, one per CFA position: same order and length as `cfa`."""
+    white: float
+    """White level in DN."""
+    white_balance: tuple[float, float, float]
+    """The camera's gains for R, G, B as shot, green = 1."""
+    color_matrix: tuple[tuple[float, ...], ...]
+    """3x3, CIE XYZ -> camera's R, G, B, as DNG's ColorMatrix1; zeros when the file and LibRaw have none."""
+    orientation: int
+    """LibRaw's flip: 0 upright, 3 by 180 degrees, 5 by 90 counter-clockwise, 6 by 90 clockwise."""
+    camera: str
+    """Make and model, "unknown" when the file has none."""
+    iso: float | None
+    exposure_s: float | None
+    source: str
+    """Name of the file, without its folder."""
+
+
+def read_raw(path: str | Path) -> RawFrame:
+    """Read a camera file through LibRaw.
+
+    Exposure time: LibRaw's own metadata, else SID's file name, else None. Raises InputError, naming file
+    and reason, for a file that is missing, damaged, truncated, no raw file, or without a colour filter array.
+    """
+    with open_raw(path) as raw:
+        return frame_of(raw, path)
+
+
+@contextmanager
+def open_raw(path: str | Path) -> Iterator[rawpy.RawPy]:
+    """A camera file opened and decoded by LibRaw; whatever LibRaw finds wrong with it is an InputError."""
+    path = Path(path)
+    if not path.is_file():
+        raise InputError(f"{path}: no such file")
+    try:
+        with rawpy.imread(str(path)) as raw:
+            raw.unpack()
+            yield raw
+    except rawpy.LibRawFileUnsupportedError:
+        raise InputError(f"{path}: not a raw file that LibRaw knows") from None
+    except rawpy.LibRawError as error:
+        raise InputError(
+            f"{path}: LibRaw cannot decode it ({_words(error)}); damaged or truncated?"
+        ) from None
+
+
+def frame_of(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
+    """The frame of an opened file, before any postprocessing of it. Raises InputError when it has no CFA."""
+    path = Path(path)
+    cfa, colors = _cfa(raw, path)
+    black = raw.black_level_per_channel
+    shutter_s, iso = _decimal(raw.other.shutter_speed), _decimal(raw.other.iso_speed)
+    # 1 s at f/1 and ISO 0 is how LibRaw reads a file whose exposure tags are all zero.
+    blank = (shutter_s, iso, raw.other.aperture) == (1, 0, 1)
+    known = 0 < shutter_s < _LONGEST_EXPOSURE_S and not blank
+    return RawFrame(
+        mosaic=raw.raw_image_visible.copy(),
+        cfa=cfa,
+        black=tuple(float(black[color]) for color in colors),
+        white=float(raw.white_level),
+        white_balance=_white_balance(raw),
+        color_matrix=_color_matrix(raw),
+        orientation=raw.sizes.flip,
+        camera=_camera(path),
+        iso=iso if 0 < iso < 1e7 else None,
+        exposure_s=shutter_s if known else exposure_from_name(path.name),
+        source=path.name,
+    )
+
+
+def exposure_from_name(name: str) -> float | None:
+    """Exposure time in seconds from SID's file names ("10003_00_0.04s.ARW" -> 0.04), None without one."""
+    found = _EXPOSURE.search(name)
+    seconds = float(found.group(1)) if found else 0.0
+    return seconds if seconds > 0 else None
+
+
+def _cfa(raw: rawpy.RawPy, path: Path) -> tuple[str, list[int]]:
+    """Letters and LibRaw's colour numbers of the repeating square at the visible area's first pixel."""
+    pattern = raw.raw_pattern if raw.raw_type == rawpy.RawType.Flat else None
+    if pattern is None or raw.raw_image is None or raw.raw_image.dtype != np.uint16:
+        raise InputError(f"{path}: no colour filter array (linear, layered or floating point data)")
+    if pattern.shape == (6, 6):
+        # LibRaw counts X-Trans from the whole sensor's corner, Bayer from the visible area's.
+        pattern = np.roll(pattern, (-raw.sizes.top_margin, -raw.sizes.left_margin), axis=(0, 1))
+    colors = [int(color) for color in pattern.ravel()]
+    cfa = "".join(raw.color_desc.decode()[color] for color in colors)
+    if pattern.shape not in ((2, 2), (6, 6)) or set(cfa) != set("RGB"):
+        raise InputError(f"{path}: colour filter array {cfa!r}; expected Bayer or X-Trans in R, G and B")
+    return cfa, colors
+
+
+def _white_balance(raw: rawpy.RawPy) -> tuple[float, float, float]:
+    gains = raw.camera_whitebalance
+    if not all(math.isfinite(gain) and gain > 0 for gain in gains[:3]):
+        gains = raw.daylight_whitebalance  # what LibRaw renders with when the camera's is missing
+    return _decimal(gains[0] / gains[1]), 1.0, _decimal(gains[2] / gains[1])
+
+
+def _color_matrix(raw: rawpy.RawPy) -> tuple[tuple[float, ...], ...]:
+    """The matrix LibRaw renders with: the file's own when it has one, else LibRaw's table for the camera."""
+    srgb_from_camera = raw.color_matrix[:3, :3].astype(np.float64)
+    if srgb_from_camera.any():
+        # LibRaw scales each camera row to sum to 1 and keeps the factor as the daylight white balance.
+        camera_from_srgb = np.linalg.inv(srgb_from_camera) / np.array(raw.daylight_whitebalance[:3])[:, None]
+        matrix = (camera_from_srgb @ np.linalg.inv(XYZ_FROM_SRGB)).round(4)
+    else:
+        matrix = raw.rgb_xyz_matrix[:3]
+    return tuple(tuple(_decimal(value) for value in row) for row in matrix)
+
+
+def _camera(path: Path) -> str:
+    """Make and model from the file's TIFF tags, as rawpy does not give them; most raw formats are TIFFs.
+
+    Raises InputError when the picture the tags describe is not all there: LibRaw decodes a truncated ARW
+    without a word; or when it is floating point, which LibRaw rescales to a range of its own.
+    """
+    try:
+        with tifffile.TiffFile(path) as file:
+            pages = [page for main in file.pages for page in (main, *(main.pages or ()))]
+            tags = file.pages.first.tags
+            words = [str(tags[code].value).strip(" \0") for code in (271, 272) if code in tags]
+    except (tifffile.TiffFileError, OSError, ValueError, struct.error):
+        return "unknown"
+    picture = max(pages, key=lambda page: page.imagewidth * page.imagelength)
+    ends = map(sum, zip(picture.dataoffsets, picture.databytecounts, strict=False))
+    size, needed = path.stat().st_size, max(ends, default=0)
+    if size < needed:
+        raise InputError(f"{path}: truncated: {size} bytes, its picture ends at byte {needed}")
+    if picture.sampleformat == tifffile.SAMPLEFORMAT.IEEEFP:
+        raise InputError(f"{path}: floating point data; expected a sensor's whole numbers")
+    if len(words) == 2 and words[1].lower().startswith(words[0].lower()):
+        words = words[1:]  # "Canon", "Canon EOS 550D"
+    return " ".join(filter(None, words)) or "unknown"
+
+
+def _decimal(value: float) -> float:
+    """The shortest decimal that is this float32: LibRaw's 0.03999999910593033 is the camera's 0.04."""
+    return float(str(np.float32(value)))
+
+
+def _words(error: Exception) -> str:
+    text = error.args[0] if error.args else error
+    return text.decode() if isinstance(text, bytes) else str(text)

@@ -1,0 +1,205 @@
+"""A run: check it, hand it to Ray Train, follow its events, keep its best checkpoint at hand.
+
+    STORAGE/NAME/experiment.json    the resolved experiment
+    STORAGE/NAME/metrics.jsonl      one event a line
+    STORAGE/NAME/tensorboard/       the same for TensorBoard
+    STORAGE/NAME/checkpoint_*/      Ray Train's: the best and the last
+    STORAGE/NAME/best/              a copy of the best, as other jobs take it
+"""
+
+import json
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import ray.train
+from ray.train import CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+from ray.util.queue import Empty, Queue
+from torch.utils.tensorboard import SummaryWriter
+
+from lsid_ray import config
+from lsid_ray.cluster import check_workers
+from lsid_ray.data.schedule import Schedule
+from lsid_ray.data.shards import Shards, open_shards
+from lsid_ray.data.stream import training_stream
+from lsid_ray.errors import InputError, PartFailure
+from lsid_ray.model import checkpoint
+from lsid_ray.train.worker import train_worker
+
+Event = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    best: Path
+    """Checkpoint of the best validation PSNR."""
+    facts: dict[str, Any]
+    """Its step, epoch and scores."""
+
+
+def train(
+    experiment: config.Experiment, shards_folder: str, on_event: Callable[[Event], None] = lambda event: None
+) -> Run:
+    """Run an experiment to its end on the connected cluster; the same name again goes on from its last checkpoint.
+
+    on_event: called in a thread with each event as it arrives (see `worker`).
+    Raises: InputError for what cannot run; PartFailure when a loss was not finite or workers kept failing.
+    """
+    config.check(experiment)
+    shards_folder = str(Path(shards_folder).resolve())
+    shards = open_shards(shards_folder, ["train"])
+    open_shards(shards_folder, ["validation"])
+    schedule = Schedule(shards.pairs, experiment.training)
+    cluster = experiment.cluster
+    check_workers(cluster.num_workers, cluster.cpus_per_worker, cluster.use_gpu)
+    storage = Path(experiment.storage).resolve()
+    folder = storage / experiment.name
+    _claim(folder, experiment)
+    events = Queue(actor_options={"num_cpus": 0})
+    log = _Log(folder, on_event)
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {})
+    trainer = TorchTrainer(
+        train_worker,
+        train_loop_config={"experiment": config.to_json(experiment), "shards": shards_folder, "events": events},
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=experiment.name,
+            storage_path=str(storage),
+            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
+            ),
+        ),
+        datasets={"train": lambda: _stream(shards, schedule, folder, cluster.num_workers)},
+        dataset_config=DataConfig(datasets_to_split=["train"]),
+    )
+    with log.following(events):
+        try:
+            result = trainer.fit()
+        except ray.train.TrainingFailedError as error:
+            reason = str(error).strip().splitlines()[-1]
+            raise PartFailure(f"training {folder} failed after {cluster.max_failures} restarts: {reason}") from error
+    if log.diverged is not None:
+        raise PartFailure(_divergence(log.diverged))
+    return Run(folder, *_keep_best(folder, result))
+
+
+def _stream(shards: Shards, schedule: Schedule, folder: Path, num_workers: int) -> ray.data.Dataset:
+    """The dataset from the last checkpoint's step on; Ray calls this again for each new group of workers."""
+    start = last_step(folder)
+    return training_stream(shards, schedule, min(start, schedule.total_steps - 1), num_workers)
+
+
+def last_step(folder: Path) -> int:
+    """Step of a run's last checkpoint, 0 without one."""
+    if not (folder / "checkpoint_manager_snapshot.json").exists():
+        return 0
+    last = Result.from_path(str(folder)).checkpoint
+    return 0 if last is None else last.get_metadata()["step"]
+
+
+def _claim(folder: Path, experiment: config.Experiment) -> None:
+    """Write the experiment into the run's folder, or find there the same one.
+
+    Raises: InputError when the folder holds another experiment.
+    """
+    path = folder / "experiment.json"
+    if path.exists():
+        before = config.identity(config.from_json(path.read_text(), str(path)))
+        now = config.identity(experiment)
+        if changed := [name for name in now if now[name] != before[name]]:
+            room = changed[0]
+            field = next(key for key in now[room] if now[room][key] != before[room][key])
+            raise InputError(
+                f"--name {experiment.name}: {folder} holds another experiment ({room}.{field} is "
+                f"{before[room][field]} there, {now[room][field]} here); choose another --name"
+            )
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".experiment.json.partial"
+    partial.write_text(config.to_json(experiment))
+    os.replace(partial, path)
+
+
+def _keep_best(folder: Path, result: Result) -> tuple[Path, dict[str, Any]]:
+    best = result.get_best_checkpoint("psnr_db", "max")
+    assert best is not None, "the last step leaves a checkpoint"
+    partial = folder / ".best.partial"
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    with best.as_directory() as source:
+        for name in ("generator.safetensors", "experiment.json", "checkpoint.json"):
+            shutil.copy(Path(source, name), partial)
+    shutil.rmtree(folder / "best", ignore_errors=True)
+    partial.rename(folder / "best")
+    return folder / "best", checkpoint.load_facts(folder / "best")
+
+
+def _divergence(event: Event) -> str:
+    losses = ", ".join(f"{name} {value}" for name, value in event["losses"].items())
+    return f"step {event['step']}: a loss is not finite ({losses}); files: {', '.join(event['files'])}"
+
+
+class _Log:
+    """Writes events as they arrive: metrics.jsonl and TensorBoard; after a restart what it repeats is dropped."""
+
+    def __init__(self, folder: Path, on_event: Callable[[Event], None]):
+        self.folder, self.on_event = folder, on_event
+        self.diverged: Event | None = None
+
+    def following(self, events: Queue) -> "_Follower":
+        return _Follower(self, events)
+
+    def write(self, event: Event) -> None:
+        path = self.folder / "metrics.jsonl"
+        if event["kind"] == "start" and path.exists():
+            lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
+            kept = [line for line in lines if json.loads(line)["step"] <= event["step"]]
+            partial = path.with_suffix(".partial")
+            partial.write_text("".join(kept))
+            os.replace(partial, path)
+        with path.open("a") as file:
+            file.write(json.dumps(event) + "\n")
+        if event["kind"] == "start":
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=event["step"])
+        else:
+            for name, value in event.items():
+                if isinstance(value, float):
+                    self.board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+        if event["kind"] == "diverged":
+            self.diverged = event
+        self.on_event(event)
+
+
+class _Follower:
+    """Takes events from the queue in a thread, until the run ends and the queue is empty."""
+
+    def __init__(self, log: _Log, events: Queue):
+        self.log, self.events, self.ended = log, events, threading.Event()
+        self.thread = threading.Thread(target=self._follow, daemon=True)
+
+    def __enter__(self) -> None:
+        self.thread.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.ended.set()
+        self.thread.join(timeout=60)
+        self.events.shutdown()
+
+    def _follow(self) -> None:
+        while True:
+            try:
+                self.log.write(self.events.get(timeout=0.5))
+            except Empty:
+                if self.ended.is_set():
+                    return
