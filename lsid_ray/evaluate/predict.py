@@ -28,7 +28,8 @@ def predict(network: Network, planes_1Chw: Tensor, *, tile: int | None) -> Tenso
         instance normalisation over the frame). planes_1Chw: (1, C, h, w) float32 in [0, 1], normalised and
         amplified. tile: side in packed pixels of what one pass yields, rounded up to the network's stride;
         a pass sees the halo around it too. None: the whole frame in one pass.
-    Returns (1, 3, scale * h, scale * w), or what channels the network yields, in its dtype, unclamped, on the frame's device.
+    Returns (1, 3, scale * h, scale * w), or what channels the network yields, in the network's dtype,
+        unclamped, on the frame's device.
     Raises ValueError for another shape or a tile below 1.
     """
     if planes_1Chw.ndim != 4 or planes_1Chw.shape[0] != 1:

@@ -45,10 +45,9 @@ def write_dng(destination: str | Path | BinaryIO, frame: RawFrame) -> None:
 
 def _head(frame: RawFrame) -> bytes:
     """Everything before the pixels: header, main directory, EXIF directory."""
-    exif = _exif_tags(frame)
     # The offsets the main directory holds do not change its length: measure it first.
     exif_at = _HEADER_SIZE + len(_directory(_main_tags(frame, 0, 0), _HEADER_SIZE))
-    exif_directory = _directory(exif, exif_at)
+    exif_directory = _directory(exif, exif_at) if (exif := _exif_tags(frame)) else b""
     pixels_at = exif_at + len(exif_directory)
     main_directory = _directory(_main_tags(frame, exif_at, pixels_at), _HEADER_SIZE)
     return struct.pack("<2sHI", b"II", 42, _HEADER_SIZE) + main_directory + exif_directory
@@ -80,7 +79,6 @@ def _main_tags(frame: RawFrame, exif_at: int, pixels_at: int) -> list[Tag]:
         (284, _SHORT, [1]),  # PlanarConfiguration
         (33421, _SHORT, [period, period]),  # CFARepeatPatternDim
         (33422, _BYTE, ["RGB".index(color) for color in frame.cfa]),  # CFAPattern
-        (34665, _LONG, [exif_at]),  # ExifIFD
         (50706, _BYTE, [1, 4, 0, 0]),  # DNGVersion
         (50707, _BYTE, [1, 1, 0, 0]),  # DNGBackwardVersion
         (50708, _ASCII, _ascii(frame.camera)),  # UniqueCameraModel
@@ -95,6 +93,8 @@ def _main_tags(frame: RawFrame, exif_at: int, pixels_at: int) -> list[Tag]:
         (50717, _LONG, [int(frame.white)]),  # WhiteLevel
         (50728, _RATIONAL, _rationals([1 / gain for gain in frame.white_balance])),  # AsShotNeutral
     ]
+    if _exif_tags(frame):
+        tags.append((34665, _LONG, [exif_at]))  # ExifIFD
     if any(matrix):
         tags.append((50721, _SRATIONAL, _rationals(matrix)))  # ColorMatrix1
         tags.append((50778, _SHORT, [_D65]))  # CalibrationIlluminant1

@@ -16,6 +16,7 @@ from lsid_ray.errors import InputError
 
 _EXPOSURE = re.compile(r"_(\d+(?:\.\d+)?)s(?:\.[^.]*)?$")
 _LONGEST_EXPOSURE_S = 86400.0  # what lies beyond is a damaged tag
+_NO_TIFF = (tifffile.TiffFileError, OSError, ValueError, IndexError, struct.error)
 # XYZ of the sRGB primaries at D65, with LibRaw's own digits: its `color_matrix` is built from them.
 XYZ_FROM_SRGB = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
@@ -64,6 +65,7 @@ def open_raw(path: str | Path) -> Iterator[rawpy.RawPy]:
     path = Path(path)
     if not path.is_file():
         raise InputError(f"{path}: no such file")
+    _check_container(path)
     try:
         with rawpy.imread(str(path)) as raw:
             raw.unpack()
@@ -141,19 +143,16 @@ def _color_matrix(raw: rawpy.RawPy) -> tuple[tuple[float, ...], ...]:
     return tuple(tuple(_decimal(value) for value in row) for row in matrix)
 
 
-def _camera(path: Path) -> str:
-    """Make and model from the file's TIFF tags, as rawpy does not give them; most raw formats are TIFFs.
+def _check_container(path: Path) -> None:
+    """Raise InputError for a TIFF (most raw formats are) whose picture is cut short, or floating point.
 
-    Raises InputError when the picture the tags describe is not all there: LibRaw decodes a truncated ARW
-    without a word; or when it is floating point, which LibRaw rescales to a range of its own.
+    LibRaw decodes a truncated ARW without a word, and rescales floats to a range of its own.
     """
     try:
         with tifffile.TiffFile(path) as file:
             pages = [page for main in file.pages for page in (main, *(main.pages or ()))]
-            tags = file.pages.first.tags
-            words = [str(tags[code].value).strip(" \0") for code in (271, 272) if code in tags]
-    except (tifffile.TiffFileError, OSError, ValueError, struct.error):
-        return "unknown"
+    except _NO_TIFF:
+        return  # LibRaw knows the format or says that it does not
     picture = max(pages, key=lambda page: page.imagewidth * page.imagelength)
     ends = map(sum, zip(picture.dataoffsets, picture.databytecounts, strict=False))
     size, needed = path.stat().st_size, max(ends, default=0)
@@ -161,6 +160,16 @@ def _camera(path: Path) -> str:
         raise InputError(f"{path}: truncated: {size} bytes, its picture ends at byte {needed}")
     if picture.sampleformat == tifffile.SAMPLEFORMAT.IEEEFP:
         raise InputError(f"{path}: floating point data; expected a sensor's whole numbers")
+
+
+def _camera(path: Path) -> str:
+    """Make and model from TIFF tags, as rawpy does not give them."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            tags = file.pages.first.tags
+            words = [str(tags[code].value).strip(" \0") for code in (271, 272) if code in tags]
+    except _NO_TIFF:
+        return "unknown"
     if len(words) == 2 and words[1].lower().startswith(words[0].lower()):
         words = words[1:]  # "Canon", "Canon EOS 550D"
     return " ".join(filter(None, words)) or "unknown"

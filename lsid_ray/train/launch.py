@@ -16,7 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import ray.data
 import ray.train
+from ray.data import ExecutionOptions
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
@@ -81,7 +83,7 @@ def train(
             ),
         ),
         datasets={"train": lambda: _stream(shards, schedule, folder, cluster.num_workers)},
-        dataset_config=DataConfig(datasets_to_split=["train"]),
+        dataset_config=DataConfig(["train"], execution_options=ExecutionOptions(preserve_order=True)),
     )
     with log.following(events):
         try:

@@ -88,7 +88,7 @@ def train_worker(options: dict[str, Any]) -> None:
                 _diverged(events, rank, world, number, means, files)
                 return
             window.add(means)
-        if validating or window.seconds >= LOG_SECONDS:
+        if window.steps and (validating or window.seconds >= LOG_SECONDS):
             if rank == 0:
                 events.put(_progress(window, step, epoch, training.batch_size))
             window = _Window()

@@ -1,0 +1,176 @@
+"""Pairs from names: SID's own, and those that go wrong."""
+
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from lsid_ray.data.catalog import Catalog, pair_names, read_catalog
+from lsid_ray.errors import InputError
+
+SID_LISTS = Path(__file__).resolve().parents[2] / "shared" / "sid_lists"
+# Named as SID's: scenes of every split, bursts, a misaligned scene and the ratio that counts as 300.
+SID_SHORTS = [
+    *(f"00001_00_{exposure}s.ARW" for exposure in ("0.04", "0.1")),
+    *(f"00001_{frame:02d}_0.1s.ARW" for frame in range(1, 10)),
+    *(f"20005_{frame:02d}_0.04s.ARW" for frame in range(2)),
+    *(f"10003_{frame:02d}_{exposure}s.ARW" for frame in range(2) for exposure in ("0.04", "0.1")),
+    *(f"10034_{frame:02d}_0.04s.ARW" for frame in range(3)),
+    "00233_00_0.033s.ARW",
+]
+SID_LONGS = [f"{scene}_00_10s.ARW" for scene in ("00001", "20005", "10003", "10034", "00233")]
+
+
+def make_data(root: Path, shorts: list[str], longs: list[str]) -> Path:
+    for folder, names in (("short", shorts), ("long", longs)):
+        (root / folder).mkdir(parents=True)
+        for name in names:
+            (root / folder / name).touch()
+    return root
+
+
+def test_sids_names_give_their_splits_scenes_and_ratios():
+    catalog = pair_names(SID_SHORTS, SID_LONGS)
+    by_name = {pair.name: pair for pair in catalog.pairs}
+    assert Counter(pair.split for pair in catalog.pairs) == {"train": 12, "validation": 2, "test": 4}
+    pair = by_name["10003_01_0.04s"]
+    assert (pair.scene, pair.split, pair.frame, pair.short_s, pair.long_s) == ("10003", "test", 1, 0.04, 10.0)
+    assert (pair.short, pair.long) == (Path("10003_01_0.04s.ARW"), Path("10003_00_10s.ARW"))
+    assert pair.ratio == pytest.approx(250)
+    assert by_name["00001_05_0.1s"].ratio == pytest.approx(100)
+    assert by_name["00233_00_0.033s"].ratio == 300
+    assert catalog.problems == ()
+
+
+def test_misaligned_test_scenes_are_set_apart_unless_wanted():
+    apart = pair_names(SID_SHORTS, SID_LONGS)
+    assert {pair.scene for pair in apart.excluded} == {"10034"}
+    assert len(apart.excluded) == 3
+    wanted = pair_names(SID_SHORTS, SID_LONGS, exclude_misaligned=False)
+    assert wanted.excluded == ()
+    assert set(wanted.pairs) == {*apart.pairs, *apart.excluded}
+
+
+def test_the_order_of_names_does_not_matter():
+    assert pair_names(SID_SHORTS[::-1], SID_LONGS[::-1]) == pair_names(SID_SHORTS, SID_LONGS)
+
+
+def every_file_is_accounted_for(catalog: Catalog, names: list[str]) -> bool:
+    pairs = (*catalog.pairs, *catalog.excluded)
+    told = {str(path) for pair in pairs for path in (pair.short, pair.long)}
+    return told | {str(path) for path, _ in catalog.problems} == set(names)
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("00007_00_0.1s.ARW", "no long exposure of scene 00007"),
+        ("30001_00_0.1s.ARW", "name does not parse"),
+        ("DSC00042.ARW", "name does not parse"),
+        ("00001_00_20s.ARW", "its long exposure 00001_00_10s.ARW is shorter than it"),
+    ],
+)
+def test_a_short_that_fits_nothing_is_a_problem_not_a_loss(name: str, reason: str):
+    catalog = pair_names([*SID_SHORTS, name], SID_LONGS)
+    ((path, why),) = catalog.problems
+    assert path == Path(name)
+    assert reason in why
+    assert every_file_is_accounted_for(catalog, [*SID_SHORTS, *SID_LONGS, name])
+
+
+def test_a_long_without_a_short_is_a_problem():
+    catalog = pair_names(SID_SHORTS, [*SID_LONGS, "00009_00_10s.ARW"])
+    assert catalog.problems == ((Path("00009_00_10s.ARW"), "no short exposure belongs to it"),)
+
+
+def test_two_files_of_one_name_are_not_both_taken():
+    catalog = pair_names(["00001_00_0.1s.ARW", "00001_00_0.1s.DNG"], ["00001_00_10s.ARW"])
+    assert len(catalog.pairs) == 1
+    assert catalog.problems == ((Path("00001_00_0.1s.DNG"), "same name as 00001_00_0.1s.ARW"),)
+
+
+def test_of_several_longs_a_short_takes_its_own_frames_else_the_first():
+    catalog = pair_names(
+        ["00001_00_0.1s.ARW", "00001_01_0.1s.ARW", "00001_07_0.1s.ARW"],
+        ["00001_01_10s.ARW", "00001_00_10s.ARW", "00001_00_30s.ARW"],
+    )
+    taken = {pair.frame: pair.long.name for pair in catalog.pairs}
+    assert taken == {0: "00001_00_30s.ARW", 1: "00001_01_10s.ARW", 7: "00001_00_30s.ARW"}
+    assert [path.name for path, _ in catalog.problems] == ["00001_00_10s.ARW"]
+
+
+def test_a_name_without_exposure_still_pairs():
+    (pair,) = pair_names(["00001_00.ARW"], ["00001_00.ARW"]).pairs
+    assert (pair.short_s, pair.long_s, pair.ratio) == (None, None, None)
+
+
+def test_a_folder_is_read_with_its_paths(tmp_path):
+    root = make_data(tmp_path, SID_SHORTS, SID_LONGS)
+    (root / "short" / "notes.txt").touch()
+    catalog = read_catalog(root)
+    assert catalog.pairs[0].short == root / "short" / "00001_00_0.04s.ARW"
+    assert catalog.pairs[0].long == root / "long" / "00001_00_10s.ARW"
+    assert catalog.problems == ()
+
+
+def test_a_missing_folder_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"data folder .*nowhere: no such folder"):
+        read_catalog(tmp_path / "nowhere")
+
+
+def test_the_folder_above_is_told_where_the_data_are(tmp_path):
+    make_data(tmp_path / "Sony", SID_SHORTS, SID_LONGS)
+    with pytest.raises(InputError, match=r"pass .*Sony$"):
+        read_catalog(tmp_path)
+
+
+def test_empty_folders_are_named(tmp_path):
+    with pytest.raises(InputError, match="short/ and long/"):
+        read_catalog(tmp_path)
+    make_data(tmp_path, [], [])
+    with pytest.raises(InputError, match="no raw files"):
+        read_catalog(tmp_path)
+
+
+def test_files_of_which_none_pair_are_refused_with_a_reason(tmp_path):
+    make_data(tmp_path, ["00001_00_0.1s.ARW"], [])
+    with pytest.raises(InputError, match=r"no pair .* 00001_00_0\.1s\.ARW: no long exposure of scene 00001"):
+        read_catalog(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("camera", "split", "rows", "scenes", "first_frames", "aligned"),
+    [
+        ("Sony", "train", 1865, 161, None, 1865),
+        ("Sony", "validation", 234, 20, None, 234),
+        ("Sony", "test", 598, 50, 93, 562),
+        ("Fuji", "train", 1655, 135, None, 1655),
+        ("Fuji", "validation", 218, 17, None, 218),
+        ("Fuji", "test", 524, 41, 94, None),
+    ],
+)
+def test_every_row_of_sids_lists_is_reproduced(camera, split, rows, scenes, first_frames, aligned):
+    if not SID_LISTS.exists():
+        pytest.skip("SID's lists are not here")
+    lists = {
+        name: (SID_LISTS / f"{camera}_{name}_list.txt").read_text().splitlines()
+        for name in ("train", "val", "test")
+    }
+    listed = [
+        (name, *(Path(path).name for path in line.split()[:2]))
+        for name, lines in lists.items()
+        for line in lines
+    ]
+    shorts, longs = {short for _, short, _ in listed}, {long for _, _, long in listed}
+    catalog = pair_names(sorted(shorts), sorted(longs), exclude_misaligned=False)
+    pairs = [pair for pair in catalog.pairs if pair.split == split]
+    expected = [(short, long) for name, short, long in listed if name == split.replace("validation", "val")]
+    assert sorted((pair.short.name, pair.long.name) for pair in pairs) == sorted(expected)
+    assert (len(pairs), len({pair.scene for pair in pairs})) == (rows, scenes)
+    if first_frames:
+        assert sum(pair.frame == 0 for pair in pairs) == first_frames
+    if aligned:
+        kept = pair_names(sorted(shorts), sorted(longs)).pairs
+        assert sum(pair.split == split for pair in kept) == aligned
+    if (camera, split) == ("Sony", "train"):
+        assert Counter(round(pair.ratio) for pair in pairs) == {100: 587, 250: 457, 300: 821}

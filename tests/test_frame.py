@@ -1,0 +1,149 @@
+"""Frames as camera files give them, and what is said of files that give none."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+from test_dng import make_frame
+
+from lsid_ray.errors import InputError
+from lsid_ray.raw.dng import write_dng
+from lsid_ray.raw.frame import exposure_from_name, read_raw
+
+CAMERA_FILES = Path(__file__).resolve().parents[2] / "shared" / "raw"
+# DNGVersion, UniqueCameraModel, ColorMatrix1, AsShotNeutral
+DNG_TAGS = [
+    (50706, 1, 4, bytes((1, 4, 0, 0)), True),
+    (50708, 2, 0, "Some Camera", True),
+    (50721, 10, 9, (1, 1, 0, 1, 0, 1, 0, 1, 1, 1, 0, 1, 0, 1, 0, 1, 1, 1), True),
+    (50728, 5, 3, (1, 1) * 3, True),
+]
+CFA_TAGS = [(33421, 3, 2, (2, 2), True), (33422, 1, 4, bytes((0, 1, 1, 2)), True)]
+
+
+def write_tiff(path: Path, pixels: np.ndarray, photometric: int | str, tags: list[tuple]) -> None:
+    tifffile.imwrite(
+        path, pixels, photometric=photometric, planarconfig="contig", metadata=None, extratags=tags
+    )
+
+
+def noise_image(*shape: int) -> np.ndarray:
+    return np.random.default_rng(0).integers(0, 16384, shape, dtype=np.uint16)
+
+
+@pytest.mark.parametrize(
+    ("name", "exposure_s"),
+    [
+        ("10003_00_0.04s.ARW", 0.04),
+        ("10003_00_10s.ARW", 10.0),
+        ("00001_12_0.0333s.dng", 0.0333),
+        ("00001_00_0.1s", 0.1),
+        ("00001_00_0s.ARW", None),
+        ("DSC00042.ARW", None),
+        ("holidays.ARW", None),
+    ],
+)
+def test_the_exposure_in_a_name_is_read(name: str, exposure_s: float | None):
+    assert exposure_from_name(name) == exposure_s
+
+
+def test_the_cameras_own_exposure_comes_before_the_names(tmp_path):
+    path = tmp_path / "10003_00_0.04s.dng"
+    write_dng(path, make_frame(exposure_s=0.5))
+    assert read_raw(path).exposure_s == 0.5
+
+
+def test_the_names_exposure_serves_when_the_camera_gives_none(tmp_path):
+    path = tmp_path / "10003_00_0.04s.dng"
+    write_dng(path, make_frame(exposure_s=None))
+    assert read_raw(path).exposure_s == 0.04
+
+
+def test_white_balance_is_relative_to_green(tmp_path):
+    write_dng(tmp_path / "a.dng", make_frame(white_balance=(4.0, 2.0, 3.0)))
+    assert read_raw(tmp_path / "a.dng").white_balance == (2.0, 1.0, 1.5)
+
+
+@pytest.mark.parametrize("margins", [(1, 0), (0, 1), (1, 1), (2, 3)])
+def test_the_pattern_is_that_of_the_visible_areas_first_pixel(tmp_path, margins: tuple[int, int]):
+    top, left = margins
+    colors = np.tile(np.array([[9000, 4000], [4000, 1500]], np.uint16), (40, 45))
+    letters = np.array([["R", "G"], ["G", "B"]])
+    visible = np.roll(letters, (-top, -left), axis=(0, 1))
+    pattern = bytes("RGB".index(letter) for letter in visible.ravel())
+    tags = [(50829, 4, 4, (top, left, 80, 90), True), CFA_TAGS[0], (33422, 1, 4, pattern, True)]
+    write_tiff(tmp_path / "a.dng", colors, 32803, DNG_TAGS + tags)
+    frame = read_raw(tmp_path / "a.dng")
+    seen = {"R": 9000, "G": 4000, "B": 1500}
+    assert frame.mosaic[:2, :2].ravel().tolist() == [seen[letter] for letter in frame.cfa]
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.01, 0.1, 0.5, 0.99])
+def test_a_truncated_file_is_named(tmp_path, kept: float):
+    write_dng(file := io.BytesIO(), make_frame(100, 100))
+    path = tmp_path / "cut.dng"
+    path.write_bytes(file.getvalue()[: int(len(file.getvalue()) * kept)])
+    with pytest.raises(InputError, match=r"cut\.dng: .*truncated"):
+        read_raw(path)
+
+
+@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
+def test_a_truncated_camera_file_is_named(tmp_path, kept: float):
+    whole = CAMERA_FILES / "sony_a7r3_iso3200.ARW"
+    if not whole.exists():
+        pytest.skip("no camera file here")
+    path = tmp_path / "cut.ARW"
+    path.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * kept)])
+    with pytest.raises(InputError, match=r"cut\.ARW: truncated"):
+        read_raw(path)
+
+
+def test_a_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"none\.ARW: no such file"):
+        read_raw(tmp_path / "none.ARW")
+
+
+def test_a_jpeg_renamed_is_no_raw_file(tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "photo.jpg")
+    (tmp_path / "photo.jpg").rename(tmp_path / "photo.ARW")
+    with pytest.raises(InputError, match=r"photo\.ARW: not a raw file"):
+        read_raw(tmp_path / "photo.ARW")
+
+
+def test_a_picture_without_a_colour_filter_array_is_refused(tmp_path):
+    write_tiff(tmp_path / "linear.dng", noise_image(64, 64, 3), 34892, DNG_TAGS)
+    with pytest.raises(InputError, match=r"linear\.dng: no colour filter array"):
+        read_raw(tmp_path / "linear.dng")
+
+
+def test_floating_point_data_are_refused(tmp_path):
+    write_tiff(tmp_path / "float.dng", noise_image(64, 64).astype(np.float32), 32803, DNG_TAGS + CFA_TAGS)
+    with pytest.raises(InputError, match=r"float\.dng: floating point"):
+        read_raw(tmp_path / "float.dng")
+
+
+@pytest.mark.parametrize(
+    ("name", "facts"),
+    [
+        ("sony_a7r3_iso3200.ARW", ("SONY ILCE-7RM3", 3200, 1 / 640, 512, 16383, (3464, 5184))),
+        ("canon_550d_colorchart.dng", ("Canon EOS Kiss X4", None, None, 2056, 15000, (1156, 1734))),
+        ("nikon_d750_rose.dng", ("NIKON D750-crop", None, None, 600, 16383, (512, 768))),
+        ("xtrans_synthetic.dng", ("Fujifilm X-T2", None, 0.033333335, 1024, 16383, (600, 900))),
+    ],
+)
+def test_real_files_give_their_facts(name: str, facts: tuple):
+    if not (CAMERA_FILES / name).exists():
+        pytest.skip("no camera file here")
+    frame = read_raw(CAMERA_FILES / name)
+    assert facts == (
+        frame.camera,
+        frame.iso,
+        frame.exposure_s,
+        frame.black[0],
+        frame.white,
+        frame.mosaic.shape,
+    )
+    assert len(frame.cfa) == len(frame.black) == (36 if "xtrans" in name else 4)
