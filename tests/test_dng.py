@@ -55,6 +55,12 @@ def test_libraw_reads_back_every_bayer_frame(tmp_path, cfa: str, size: tuple[int
         assert_same(read_raw(tmp_path / "frame.dng"), written)
 
 
+@pytest.mark.parametrize("orientation", [1, 2, 4, 7])
+def test_mirrored_orientations_survive(tmp_path, orientation: int):
+    write_dng(tmp_path / "frame.dng", make_frame(orientation=orientation))
+    assert read_raw(tmp_path / "frame.dng").orientation == orientation
+
+
 def test_libraw_reads_back_an_xtrans_frame(tmp_path):
     frame = make_frame(60, 66, cfa=XTRANS, black=(1024.0,) * 36, camera="Fujifilm X-T2")
     write_dng(tmp_path / "frame.dng", frame)

@@ -8,7 +8,7 @@ from typing import BinaryIO
 
 from lsid_ray.raw.frame import RawFrame
 
-_ORIENTATION = {0: 1, 3: 3, 5: 8, 6: 6}  # LibRaw's flip -> TIFF's orientation
+_ORIENTATION = {0: 1, 1: 2, 2: 4, 3: 3, 4: 5, 5: 8, 6: 6, 7: 7}  # LibRaw's flip -> TIFF's orientation
 _PHOTOMETRIC_CFA = 32803
 _D65 = 21
 _BYTE, _ASCII, _SHORT, _LONG, _RATIONAL, _SRATIONAL = 1, 2, 3, 4, 5, 10  # TIFF 6.0, section 2

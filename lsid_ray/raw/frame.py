@@ -1,8 +1,8 @@
 """One camera file as a typed raw frame, whatever camera wrote it."""
 
+import logging
 import math
 import re
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,9 +14,11 @@ import tifffile
 
 from lsid_ray.errors import InputError
 
+# tifffile logs what it finds odd in a camera's tags; here LibRaw judges the file, in one line.
+logging.getLogger("tifffile").setLevel(logging.CRITICAL)
+
 _EXPOSURE = re.compile(r"_(\d+(?:\.\d+)?)s(?:\.[^.]*)?$")
 _LONGEST_EXPOSURE_S = 86400.0  # what lies beyond is a damaged tag
-_NO_TIFF = (tifffile.TiffFileError, OSError, ValueError, IndexError, struct.error)
 # XYZ of the sRGB primaries at D65, with LibRaw's own digits: its `color_matrix` is built from them.
 XYZ_FROM_SRGB = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
@@ -151,8 +153,10 @@ def _check_container(path: Path) -> None:
     try:
         with tifffile.TiffFile(path) as file:
             pages = [page for main in file.pages for page in (main, *(main.pages or ()))]
-    except _NO_TIFF:
-        return  # LibRaw knows the format or says that it does not
+    except Exception:  # whatever else these bytes are, LibRaw has the say
+        return
+    if not pages:
+        return
     picture = max(pages, key=lambda page: page.imagewidth * page.imagelength)
     ends = map(sum, zip(picture.dataoffsets, picture.databytecounts, strict=False))
     size, needed = path.stat().st_size, max(ends, default=0)
@@ -168,7 +172,7 @@ def _camera(path: Path) -> str:
         with tifffile.TiffFile(path) as file:
             tags = file.pages.first.tags
             words = [str(tags[code].value).strip(" \0") for code in (271, 272) if code in tags]
-    except _NO_TIFF:
+    except Exception:  # no TIFF, or none that tifffile understands
         return "unknown"
     if len(words) == 2 and words[1].lower().startswith(words[0].lower()):
         words = words[1:]  # "Canon", "Canon EOS 550D"

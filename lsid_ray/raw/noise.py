@@ -6,6 +6,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.raw.mosaic import black_mosaic
 
 BITS_WHITE, BITS_BLACK = 16383.0, 512.0  # the 14-bit scale the calibration's DN are of
+_BLOCK_ROWS = 128  # at a time, to bound memory: a full frame takes 40 bytes a pixel on the way
 
 # ISO: gain (DN per electron), Tukey-lambda read noise (lambda, scale in DN), row noise (sigma in DN),
 # black-level error (mean over frames and sigma between them, in DN). Measured by Feng et al., "Learnability
@@ -67,15 +68,20 @@ def short_exposure(
     if not ratio >= 1:
         raise InputError(f"ratio {ratio}: expected at least 1")
     height, width = clean.shape
-    if isinstance(black, tuple):
-        black = black_mosaic(black, height, width)
+    levels = black_mosaic(black, height, width) if isinstance(black, tuple) else np.asarray(black, np.float32)
+    levels = np.broadcast_to(levels, clean.shape)
     gain, shape, scale, row_sigma, black_error, black_sigma = A7S2[iso]
-    range_scale = float((white - np.mean(black)) / (BITS_WHITE - BITS_BLACK))
-    signal = np.maximum(clean - np.asarray(black, np.float32), 0) / (ratio * gain * range_scale)
-    dn = rng.poisson(signal) * gain
-    dn += _tukey_lambda(rng.random((height, width)), shape) * scale
-    dn += rng.normal(0, row_sigma, (height, 1)) + rng.normal(black_error, black_sigma)
-    return np.rint(dn * range_scale + black).clip(0, white).astype(np.uint16)
+    range_scale = float((white - levels.mean(dtype=np.float64)) / (BITS_WHITE - BITS_BLACK))
+    frame_error = rng.normal(black_error, black_sigma)
+    short = np.empty(clean.shape, np.uint16)
+    for top in range(0, height, _BLOCK_ROWS):
+        rows = slice(top, top + _BLOCK_ROWS)
+        above_black = np.maximum(clean[rows] - levels[rows], 0)
+        dn = rng.poisson(above_black / (ratio * gain * range_scale)) * gain
+        dn += _tukey_lambda(rng.random(dn.shape), shape) * scale
+        dn += rng.normal(0, row_sigma, (len(dn), 1)) + frame_error
+        short[rows] = np.rint(dn * range_scale + levels[rows]).clip(0, white)
+    return short
 
 
 def _tukey_lambda(p: np.ndarray, shape: float) -> np.ndarray:
