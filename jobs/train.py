@@ -7,7 +7,6 @@ Packs the data set if it is not packed, trains, scores the best checkpoint on th
 ends with a table and the path of a report with pictures. The same --name again continues from its last checkpoint.
 """
 
-import dataclasses
 import sys
 from pathlib import Path
 

@@ -12,7 +12,7 @@ from ray.data import DataContext
 
 from lsid_ray.errors import InputError
 
-MIN_LOGICAL_CPUS = 4  # of a cluster that we start ourselves: a laptop's 2 cores run 2 workers and the reading
+READING_CPUS = 0.5  # of one task that reads training samples
 
 
 def connect() -> None:
@@ -20,11 +20,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a worker's print would appear twice
-    quiet = {"log_to_driver": False, "logging_level": logging.ERROR}
-    try:
-        ray.init(address="auto", **quiet)
-    except ConnectionError:
-        ray.init(address="local", num_cpus=max(os.cpu_count() or 1, MIN_LOGICAL_CPUS), **quiet)
+    ray.init(log_to_driver=False, logging_level=logging.ERROR)
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -33,17 +29,17 @@ def connect() -> None:
 
 
 def check_workers(num_workers: int, cpus_per_worker: float, use_gpu: bool) -> None:
-    """Refuse a worker group that the cluster cannot hold beside one CPU for reading data.
+    """Refuse a worker group that the cluster cannot hold beside one task that reads data.
 
     Raises: InputError naming the options, what they need and what the cluster has.
     """
     has = ray.cluster_resources()
     cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
-    needs = num_workers * cpus_per_worker + 1
+    needs = num_workers * cpus_per_worker + READING_CPUS
     if needs > cpus:
         raise InputError(
             f"--cluster.num-workers {num_workers} with --cluster.cpus-per-worker {cpus_per_worker:g} needs "
-            f"{needs:g} CPUs (one of them to read data), the cluster has {cpus:g}"
+            f"{needs:g} CPUs ({READING_CPUS:g} of them to read data), the cluster has {cpus:g}"
         )
     if use_gpu and num_workers > gpus:
         raise InputError(

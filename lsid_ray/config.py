@@ -128,7 +128,7 @@ class Cluster:
     use_gpu: bool = False
     """One GPU a worker and nccl, instead of CPUs and gloo."""
     cpus_per_worker: float = 1.0
-    """CPUs reserved for each worker. One more CPU must be left for reading data."""
+    """CPUs reserved for each worker; some must be left for the tasks that read data."""
     max_failures: int = 3
     """Worker failures (a lost node, a killed process) after which the run gives up."""
 
@@ -158,10 +158,10 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
             data=Data(root="data/demo", embedded=True),
             generator=Generator(width=16, depth=3),
             discriminator=Discriminator(width=16, layers=2),
-            loss=Loss(adv_weight=0.001, warmup_steps=300, ramp_steps=100),
+            loss=Loss(adv_weight=0.002, warmup_steps=800, ramp_steps=200),
             optimizer=Optimizer(generator_lr=2e-3, discriminator_lr=2e-4, ema_decay=0.99),
-            training=Training(epochs=8, batch_size=8, crop=48, crops_per_pair=8, validate_every=2),
-            cluster=Cluster(num_workers=2),
+            training=Training(epochs=20, batch_size=8, crop=48, crops_per_pair=40, validate_every=4),
+            cluster=Cluster(num_workers=2, cpus_per_worker=0.5),
         ),
     ),
     "sid-sony": (

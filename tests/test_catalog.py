@@ -153,13 +153,10 @@ def test_every_row_of_sids_lists_is_reproduced(camera, split, rows, scenes, firs
     if not SID_LISTS.exists():
         pytest.skip("SID's lists are not here")
     lists = {
-        name: (SID_LISTS / f"{camera}_{name}_list.txt").read_text().splitlines()
-        for name in ("train", "val", "test")
+        name: (SID_LISTS / f"{camera}_{name}_list.txt").read_text().splitlines() for name in ("train", "val", "test")
     }
     listed = [
-        (name, *(Path(path).name for path in line.split()[:2]))
-        for name, lines in lists.items()
-        for line in lines
+        (name, *(Path(path).name for path in line.split()[:2])) for name, lines in lists.items() for line in lines
     ]
     shorts, longs = {short for _, short, _ in listed}, {long for _, _, long in listed}
     catalog = pair_names(sorted(shorts), sorted(longs), exclude_misaligned=False)

@@ -25,9 +25,7 @@ CFA_TAGS = [(33421, 3, 2, (2, 2), True), (33422, 1, 4, bytes((0, 1, 1, 2)), True
 
 
 def write_tiff(path: Path, pixels: np.ndarray, photometric: int | str, tags: list[tuple]) -> None:
-    tifffile.imwrite(
-        path, pixels, photometric=photometric, planarconfig="contig", metadata=None, extratags=tags
-    )
+    tifffile.imwrite(path, pixels, photometric=photometric, planarconfig="contig", metadata=None, extratags=tags)
 
 
 def noise_image(*shape: int) -> np.ndarray:

@@ -54,9 +54,7 @@ def test_every_way_to_store_one_photograph_gives_one_frame(tmp_path):
     Image.fromarray(photo).save(tmp_path / "a.png")
     tifffile.imwrite(tmp_path / "eight.tif", photo, photometric="rgb")
     tifffile.imwrite(tmp_path / "sixteen.tiff", photo.astype(np.uint16) * 257, photometric="rgb")
-    tifffile.imwrite(
-        tmp_path / "linear.tif", linear_from_srgb(photo / 255).astype(np.float32), photometric="rgb"
-    )
+    tifffile.imwrite(tmp_path / "linear.tif", linear_from_srgb(photo / 255).astype(np.float32), photometric="rgb")
     expected = photograph_frame(tmp_path / "a.png", GAINS).mosaic
     for name in ("eight.tif", "sixteen.tiff", "linear.tif"):
         mosaic = photograph_frame(tmp_path / name, GAINS).mosaic
@@ -103,9 +101,7 @@ def test_a_large_photograph_is_reduced_by_its_area_mean(tmp_path):
     image = np.random.default_rng(0).random((10, 7, 3))
     # Pixels split into 2 x 4: the new ones, 2 x 1.75 old ones, cover whole parts.
     fine = image.repeat(2, axis=0).repeat(4, axis=1)
-    slow = [
-        [fine[4 * y : 4 * y + 4, 7 * x : 7 * x + 7].mean(axis=(0, 1)) for x in range(4)] for y in range(5)
-    ]
+    slow = [[fine[4 * y : 4 * y + 4, 7 * x : 7 * x + 7].mean(axis=(0, 1)) for x in range(4)] for y in range(5)]
     np.testing.assert_allclose(area_mean(image, 5, 4), slow, rtol=1e-5)
     Image.fromarray(smooth_photo()).save(tmp_path / "a.png")
     assert photograph_frame(tmp_path / "a.png", GAINS, max_side=120).mosaic.shape == (80, 120)

@@ -85,9 +85,7 @@ def test_the_four_protocols_count_and_average_as_by_hand(scores: list[Score]):
 
 def test_protocols_of_the_same_images_stand_once():
     summary = summarize([score("10003", 0, 100, 1), score("10006", 0, 100, 2)])
-    assert [g["names"] for g in summary["groups"]] == [
-        ["all", "aligned", "first frames", "first frames, aligned"]
-    ]
+    assert [g["names"] for g in summary["groups"]] == [["all", "aligned", "first frames", "first frames, aligned"]]
 
 
 def test_misaligned_scenes_alone_are_still_summarized():
@@ -145,9 +143,7 @@ def test_the_table_ends_with_all(scores: list[Score]):
 
 
 def test_a_report_holds_every_score_and_its_pages_links_lead_somewhere(tmp_path, scores, picture):
-    page = write_report(
-        tmp_path / "run" / "report", scores, [picture], {"split": "test", "git": {"commit": "a1"}}
-    )
+    page = write_report(tmp_path / "run" / "report", scores, [picture], {"split": "test", "git": {"commit": "a1"}})
     folder = tmp_path / "run" / "report"
     assert page == folder / "report.html"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["report"]
@@ -173,9 +169,7 @@ def test_pictures_keep_their_pixels_and_wide_ones_shrink(tmp_path, scores, pictu
     write_report(tmp_path / "report", scores, [dataclasses.replace(picture, images=images)], {})
     (output,) = (tmp_path / "report" / "pictures").glob("*_output.png")
     (target,) = (tmp_path / "report" / "pictures").glob("*_target.png")
-    np.testing.assert_array_equal(
-        np.asarray(Image.open(output)), np.round(images["output"] * 255).astype(np.uint8)
-    )
+    np.testing.assert_array_equal(np.asarray(Image.open(output)), np.round(images["output"] * 255).astype(np.uint8))
     assert Image.open(target).size == (1600, 5)
 
 

@@ -56,9 +56,7 @@ def pair(means: dict, who: str) -> str:
     return f"{number(means[who]['psnr_db']['mean'], '.2f')} / {number(means[who]['ssim']['mean'], '.3f')}"
 
 
-def save_views(
-    report: Path, stem: str, title: str, images: dict[str, np.ndarray], measured: dict[str, str]
-) -> Shown:
+def save_views(report: Path, stem: str, title: str, images: dict[str, np.ndarray], measured: dict[str, str]) -> Shown:
     """Save each view as STEM_view.png, at most PICTURE_WIDTH wide, and all in one row as STEM_strip.png.
 
     images: view -> (H, W, 3) or (h, w), floats in [0, 1] or uint8. stem: a path relative to `report`.
@@ -74,9 +72,7 @@ def save_views(
     figure.suptitle(title, fontsize=11)
     for axes, (view, picture) in zip(figure.subplots(1, len(views)), views.items(), strict=True):
         grey = {"cmap": "gray", "vmin": 0, "vmax": 255} if picture.mode == "L" else {}
-        axes.imshow(
-            np.asarray(picture), extent=(0, 1, 0, height / width), interpolation="antialiased", **grey
-        )
+        axes.imshow(np.asarray(picture), extent=(0, 1, 0, height / width), interpolation="antialiased", **grey)
         axes.set_title("\n".join([VIEWS[view], measured.get(view, "")]), fontsize=9)
         axes.axis("off")
     figure.savefig(report / f"{stem}_strip.png", dpi=130)
@@ -117,9 +113,7 @@ def render(summary: dict, group: dict, shown: list[Shown], record: dict) -> str:
             f"<dd>95% {interval(means[who][metric], form)}</dd></div>"
             for name, who, metric, form, unit in figures
         ),
-        by_ratio="".join(
-            _row(f"x{part['ratio']}", "", part, means_of="by_image") for part in group["by_ratio"]
-        )
+        by_ratio="".join(_row(f"x{part['ratio']}", "", part, means_of="by_image") for part in group["by_ratio"])
         + _row("all", "", group, means_of="by_image"),
         by_group="".join(
             _row(_name(g), f"<td>{over}s</td>", g, means_of=f"by_{over}")

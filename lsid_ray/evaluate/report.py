@@ -148,9 +148,7 @@ def write_report(folder: Path, scores: list[Score], pictures: list[Picture], rec
         _write_json(partial / "report.json", scores, summary, record)
         _write_csv(partial / "scores.csv", scores)
         shown = [_show(partial, index, picture, scores) for index, picture in enumerate(pictures, start=1)]
-        (partial / "report.html").write_text(
-            page.render(summary, headline(summary), shown, _jsonable(record))
-        )
+        (partial / "report.html").write_text(page.render(summary, headline(summary), shown, _jsonable(record)))
         if folder.exists():
             older = partial.with_suffix(".older")
             folder.rename(older)

@@ -1,6 +1,5 @@
 """Every frame of a split scored once, over the cluster; validation during training uses the same functions."""
 
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,8 +23,6 @@ from lsid_ray.model.checkpoint import load_facts, load_generator
 from lsid_ray.model.generator import Generator
 from lsid_ray.model.inputs import network_input
 from lsid_ray.raw.develop import plain_rendering
-
-PICTURE_SIDE = 1600  # pixels; larger pictures are thinned out before they travel
 
 
 def frame_input(planes: np.ndarray, pair: PackedPair, generator: Generator, device: torch.device) -> Tensor:
@@ -108,23 +105,16 @@ def evaluate(
         raise InputError(f"{folder}: all {len(left_out)} pairs of the {split} split are of misaligned scenes")
     shown = _chosen(pairs, pictures)
     resources = ray.cluster_resources()
-    cpus = int(resources.get("CPU", 1))
-    actors = int(resources.get("GPU", 0)) if use_gpu else max(1, cpus // 2)
+    actors = int(resources.get("GPU" if use_gpu else "CPU", 0))
     if actors < 1:
-        raise InputError("--use-gpu: the cluster has no GPU")
-    rows = [{"number": n, "picture": n in shown} for n in range(len(pairs))]
+        raise InputError(f"the cluster has no {'GPU, expected one for --use-gpu' if use_gpu else 'CPU'}")
+    rows = [{"number": n, "pair": shards.pairs.index(p), "picture": n in shown} for n, p in enumerate(pairs)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Scorer,
-        fn_constructor_kwargs={
-            "checkpoint": str(Path(checkpoint).resolve()),
-            "shards": shards,
-            "pairs": pairs,
-            "tile": tile,
-            "use_gpu": use_gpu,
-        },
+        fn_constructor_args=(str(Path(checkpoint).resolve()), str(folder), split, tile, use_gpu),
         concurrency=min(actors, len(rows)),
         num_gpus=1 if use_gpu else 0,
-        num_cpus=1,
+        num_cpus=0.5,  # one thread each, and CPUs left for the rest of the plan
     )
     results = {}
     progress(0, len(pairs))
@@ -163,13 +153,13 @@ def _chosen(pairs: list[PackedPair], count: int) -> set[int]:
 class _Scorer:
     """One actor: loads the network once, scores one frame a call."""
 
-    def __init__(self, checkpoint: str, shards: Shards, pairs: list[PackedPair], tile: int, use_gpu: bool):
+    def __init__(self, checkpoint: str, folder: str, split: Split, tile: int, use_gpu: bool):
         self.device = torch.device("cuda" if use_gpu else "cpu")
         self.generator = load_generator(checkpoint)[0].to(self.device)
-        self.shards, self.pairs, self.tile = shards, pairs, tile
+        self.shards, self.tile = open_shards(folder, [split]), tile
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        pair = self.pairs[row["number"]]
+        pair = self.shards.pairs[row["pair"]]
         score, picture = score_pair(self.generator, self.shards, pair, self.device, self.tile, row["picture"])
         return {"number": row["number"], "score": score, "picture": picture}
 
@@ -216,14 +206,10 @@ def score_pair(
     if generator.gates:
         weights = predict(_Attention(generator), frame_input(planes, pair, generator, device), tile=tile)
         views["attention"] = weights[0, 0]
-    step = math.ceil(max(target.shape[:2]) / PICTURE_SIDE)
-    thin = {
-        name: view[::step, ::step].cpu().numpy()
-        if name == "attention"
-        else (view[::step, ::step] * 255).round().byte().cpu().numpy()
-        for name, view in views.items()
-    }
-    return score, Picture(name=pair.name, ratio=pair.ratio, images=thin)
+    images = {name: (view * 255).round().byte().cpu().numpy() for name, view in views.items() if name != "attention"}
+    if "attention" in views:
+        images["attention"] = views["attention"].cpu().numpy()
+    return score, Picture(name=pair.name, ratio=pair.ratio, images=images)
 
 
 class _Attention(nn.Module):
@@ -237,4 +223,4 @@ class _Attention(nn.Module):
     def forward(self, planes: Tensor) -> Tensor:
         weights = self.generator.with_attention(planes)[1]
         assert weights is not None
-        return weights.expand(-1, 3, -1, -1)
+        return weights

@@ -1,9 +1,9 @@
 """A checkpoint is a folder: the weights to use, the state to go on from, and the experiment that made them.
 
-    generator.safetensors   the generator that was scored (the moving average, where there is one)
-    training.pt             networks, optimisers and the step to continue from
-    experiment.json         the resolved experiment
-    checkpoint.json         step, epoch and validation scores
+generator.safetensors   the generator that was scored (the moving average, where there is one)
+training.pt             networks, optimisers and the step to continue from
+experiment.json         the resolved experiment
+checkpoint.json         step, epoch and validation scores
 """
 
 import json

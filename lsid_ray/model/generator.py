@@ -69,8 +69,7 @@ class Generator(nn.Module):
         self.config = c
         widths = [c.width * 2**level for level in range(c.depth + 1)]
         self.encoders = nn.ModuleList(
-            _double_conv(c, inputs, outputs)
-            for inputs, outputs in zip([PLANES, *widths[:-1]], widths, strict=True)
+            _double_conv(c, inputs, outputs) for inputs, outputs in zip([PLANES, *widths[:-1]], widths, strict=True)
         )
         self.ups = nn.ModuleList(_upsample(c, 2 * width, width) for width in widths[:-1])
         self.gates = nn.ModuleList(AttentionGate(width, c.norm) for width in widths[:-1] if c.gates)

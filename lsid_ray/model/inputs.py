@@ -93,8 +93,7 @@ def flip_planes(planes: Tensor, rows: bool, columns: bool, transpose: bool) -> T
         return part.flip(dim) if flip else part
 
     flipped = [
-        cut(cut(plane, row, rows, 0), column, columns, 1)
-        for plane, (row, column) in zip(planes, _PARITY, strict=True)
+        cut(cut(plane, row, rows, 0), column, columns, 1) for plane, (row, column) in zip(planes, _PARITY, strict=True)
     ]
     if transpose:
         flipped = [flipped[source].T for source in _TRANSPOSED]

@@ -33,9 +33,7 @@ RENDERING = {
 
 def rendering_record() -> dict[str, object]:
     """LibRaw's version and every parameter of RENDERING, as plain JSON values, to stand beside results."""
-    parameters = {
-        name: list(value) if isinstance(value, tuple) else value for name, value in RENDERING.items()
-    }
+    parameters = {name: list(value) if isinstance(value, tuple) else value for name, value in RENDERING.items()}
     return {"libraw": ".".join(map(str, rawpy.libraw_version)), **parameters}
 
 

@@ -75,9 +75,7 @@ def open_raw(path: str | Path) -> Iterator[rawpy.RawPy]:
     except rawpy.LibRawFileUnsupportedError:
         raise InputError(f"{path}: not a raw file that LibRaw knows") from None
     except rawpy.LibRawError as error:
-        raise InputError(
-            f"{path}: LibRaw cannot decode it ({_words(error)}); damaged or truncated?"
-        ) from None
+        raise InputError(f"{path}: LibRaw cannot decode it ({_words(error)}); damaged or truncated?") from None
 
 
 def frame_of(raw: rawpy.RawPy, path: str | Path) -> RawFrame:

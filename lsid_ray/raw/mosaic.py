@@ -48,9 +48,7 @@ def unpack(planes: np.ndarray, cfa: str, height: int, width: int) -> np.ndarray:
     whole = (height + top + bottom, width + left + right)
     expected = (4, whole[0] // 2, whole[1] // 2)
     if planes.shape != expected:
-        raise InputError(
-            f"planes of shape {planes.shape}: a {height}x{width} {cfa} mosaic packs to {expected}"
-        )
+        raise InputError(f"planes of shape {planes.shape}: a {height}x{width} {cfa} mosaic packs to {expected}")
     mosaic = np.empty(whole, planes.dtype)
     for plane, (row, column) in zip(planes, _PLANE_AT, strict=True):
         mosaic[row::2, column::2] = plane
@@ -76,7 +74,5 @@ def amplification_ratio(long_s: float, short_s: float) -> float:
     Both in seconds. Raises InputError unless 0 < short_s <= long_s, both finite.
     """
     if not (math.isfinite(long_s) and 0 < short_s <= long_s):
-        raise InputError(
-            f"exposures of {long_s} s (long) and {short_s} s (short): expected 0 < short <= long"
-        )
+        raise InputError(f"exposures of {long_s} s (long) and {short_s} s (short): expected 0 < short <= long")
     return min(long_s / short_s, MAX_RATIO)

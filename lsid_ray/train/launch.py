@@ -1,10 +1,10 @@
 """A run: check it, hand it to Ray Train, follow its events, keep its best checkpoint at hand.
 
-    STORAGE/NAME/experiment.json    the resolved experiment
-    STORAGE/NAME/metrics.jsonl      one event a line
-    STORAGE/NAME/tensorboard/       the same for TensorBoard
-    STORAGE/NAME/checkpoint_*/      Ray Train's: the best and the last
-    STORAGE/NAME/best/              a copy of the best, as other jobs take it
+STORAGE/NAME/experiment.json    the resolved experiment
+STORAGE/NAME/metrics.jsonl      one event a line
+STORAGE/NAME/tensorboard/       the same for TensorBoard
+STORAGE/NAME/checkpoint_*/      Ray Train's: the best and the last
+STORAGE/NAME/best/              a copy of the best, as other jobs take it
 """
 
 import json

@@ -119,9 +119,7 @@ def train_worker(options: dict[str, Any]) -> None:
             checkpoint.save(Path(folder), experiment, step.scored, step.state_dict(), facts)
             kept = ray.train.Checkpoint.from_directory(folder)
             kept.set_metadata({"step": step.step})
-        ray.train.report(
-            facts, checkpoint=kept, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC
-        )
+        ray.train.report(facts, checkpoint=kept, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC)
         window = _Window()
 
 
