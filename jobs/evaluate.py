@@ -13,7 +13,8 @@ from typing import Annotated, Literal
 import tyro
 
 from lsid_ray import cluster
-from lsid_ray.errors import InputError, run_job
+from lsid_ray.commandline import parse, run_job
+from lsid_ray.errors import InputError
 from lsid_ray.evaluate.report import table
 from lsid_ray.evaluate.score import evaluate
 from lsid_ray.progress import counting
@@ -43,7 +44,7 @@ class Evaluate:
 
 def main() -> None:
     """Read the command line and evaluate."""
-    options = tyro.cli(Evaluate, description=__doc__)
+    options = parse(Evaluate, __doc__)
     if options.tile < 1:
         raise InputError(f"--tile is {options.tile}: expected 1 or more")
     name = "report" if options.split == "test" else f"report-{options.split}"

@@ -9,12 +9,11 @@ when some files were left out: each is named with its reason.
 
 from dataclasses import dataclass
 
-import tyro
-
 from lsid_ray import cluster
+from lsid_ray.commandline import parse, run_job
 from lsid_ray.data import shards
 from lsid_ray.data.pack import default_shards, pack_folder
-from lsid_ray.errors import PartFailure, run_job
+from lsid_ray.errors import PartFailure
 from lsid_ray.progress import counting
 
 
@@ -32,7 +31,7 @@ class Pack:
 
 def main() -> None:
     """Read the command line and pack."""
-    options = tyro.cli(Pack)
+    options = parse(Pack, __doc__)
     out = options.out or default_shards(options.root)
     cluster.connect()
     with counting("packing", "files") as progress:

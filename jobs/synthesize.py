@@ -7,14 +7,12 @@ scene as it is written, and last the folder.
 
 import time
 
-import tyro
-
+from lsid_ray.commandline import parse, run_job
 from lsid_ray.data.synthesize import Scene, Synthesis, synthesize
-from lsid_ray.errors import run_job
 
 
 def main() -> None:
-    config = tyro.cli(Synthesis, description=__doc__)
+    config = parse(Synthesis, __doc__)
     start = time.monotonic()
 
     def show(scene: Scene) -> None:

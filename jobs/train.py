@@ -7,15 +7,13 @@ Packs the data set if it is not packed, trains, scores the best checkpoint on th
 ends with a table and the path of a report with pictures. The same --name again continues from its last checkpoint.
 """
 
-import sys
 from pathlib import Path
 
-import tyro
-
 from lsid_ray import cluster, config
+from lsid_ray.commandline import parse_experiment, run_job
 from lsid_ray.data.pack import default_shards, pack_folder
 from lsid_ray.data.synthesize import Synthesis, synthesize
-from lsid_ray.errors import PartFailure, run_job
+from lsid_ray.errors import PartFailure
 from lsid_ray.evaluate.report import table
 from lsid_ray.evaluate.score import evaluate
 from lsid_ray.progress import counting, training
@@ -24,12 +22,11 @@ from lsid_ray.train.launch import train
 
 def main() -> None:
     """Read the command line and do all of it."""
-    dry_run = "--dry-run" in sys.argv
-    arguments = [argument for argument in sys.argv[1:] if argument != "--dry-run"]
-    experiment = tyro.extras.overridable_config_cli(config.PRESETS, args=arguments, description=__doc__)
-    print(config.to_json(experiment))
+    command = parse_experiment(__doc__)
+    experiment = command.experiment
     config.check(experiment)
-    if dry_run:
+    print(config.to_json(experiment), flush=True)
+    if command.dry_run:
         return
     data = experiment.data
     if data.embedded and not Path(data.root).exists():

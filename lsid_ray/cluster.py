@@ -21,6 +21,11 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a worker's print would appear twice
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    quiet()
+
+
+def quiet() -> None:
+    """Let a job's own progress be what one sees, instead of Ray's notes on every plan."""
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

@@ -1,7 +1,4 @@
-"""What a user's mistake looks like: one line, exit code 2, no traceback."""
-
-import sys
-from collections.abc import Callable
+"""What goes wrong through no fault of the program."""
 
 
 class InputError(ValueError):
@@ -10,15 +7,3 @@ class InputError(ValueError):
 
 class PartFailure(Exception):
     """Some inputs failed and were named; everything else was done. A job that ends so has exit code 1."""
-
-
-def run_job(main: Callable[[], None]) -> None:
-    """Run a job's `main`; an InputError becomes one line and exit code 2, a PartFailure exit code 1."""
-    try:
-        main()
-    except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    except PartFailure as failure:
-        print(f"incomplete: {failure}", file=sys.stderr)
-        sys.exit(1)

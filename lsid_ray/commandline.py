@@ -1,0 +1,65 @@
+"""The command line of a job: options from dataclasses, and a user's mistake as one line with exit code 2."""
+
+import contextlib
+import io
+import re
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, TypeVar
+
+import tyro
+
+from lsid_ray.config import PRESETS, Experiment
+from lsid_ray.errors import InputError, PartFailure
+
+Options = TypeVar("Options")
+
+
+@dataclass(frozen=True)
+class ExperimentCommand:
+    """A preset with its fields overridden."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    dry_run: bool = False
+    """Print the resolved experiment and stop."""
+
+
+def parse(kind: type[Options], description: str | None) -> Options:
+    """The process's arguments as `kind`, a dataclass whose docstrings are the help."""
+    return _one_line(lambda: tyro.cli(kind, description=description))
+
+
+def parse_experiment(description: str | None) -> ExperimentCommand:
+    """The process's arguments: a preset's name, then fields of it."""
+    presets = {name: (text, ExperimentCommand(experiment)) for name, (text, experiment) in PRESETS.items()}
+    return _one_line(lambda: tyro.extras.overridable_config_cli(presets, description=description))
+
+
+def run_job(main: Callable[[], None]) -> None:
+    """Run a job's `main`; an InputError becomes one line and exit code 2, a PartFailure exit code 1."""
+    try:
+        main()
+    except InputError as error:
+        print(f"error: {error}", file=sys.stderr)
+        sys.exit(2)
+    except PartFailure as failure:
+        print(f"incomplete: {failure}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
+
+
+def _one_line(parse_arguments: Callable[[], Options]) -> Options:
+    """tyro's box of a mistake as an InputError: what it says first, on one line."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return parse_arguments()
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+    inside = [line.strip(" │╭╮╰╯─|+-\n") for line in box.getvalue().splitlines()]
+    said = [line for line in inside if line and "For full helptext" not in line and not line.endswith("options")]
+    raise InputError(re.sub(r"\s+", " ", "; ".join(said[:3])) + f" (see {sys.argv[0]} --help)")

@@ -1,0 +1,103 @@
+"""One tiny data set of real raw files, one Ray cluster, and one set of shards for the whole test session."""
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import skimage
+import torch
+from PIL import Image
+
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # before Ray is imported: reports wait for it
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+
+from lsid_ray import config
+from lsid_ray.data.synthesize import Synthesis, synthesize
+from lsid_ray.model.inputs import Batch
+
+PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "ihc.png")
+
+
+@pytest.fixture(scope="session")
+def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Five scenes of 144x192 sensels at ratios 100 and 300: three to train, one to validate, one to test."""
+    folder = tmp_path_factory.mktemp("photographs")
+    for name in PHOTOGRAPHS:
+        pixels = np.asarray(Image.open(Path(skimage.__file__).parent / "data" / name).convert("RGB"))
+        Image.fromarray(pixels[100:244, 60:252]).save(folder / f"{Path(name).stem}.png")
+    root = tmp_path_factory.mktemp("data") / "tiny"
+    synthesize(Synthesis(root, photos=(folder,), ratios=(100, 300)))
+    return root
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[None]:
+    """A real Ray cluster of several processes, of this session alone."""
+    import ray
+
+    from lsid_ray.cluster import quiet
+
+    ray.init(address="local", num_cpus=4, object_store_memory=512 << 20, log_to_driver=False, logging_level="ERROR")
+    quiet()
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(scope="session")
+def shards(cluster: None, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """`data_root` packed in tiles of 32."""
+    from lsid_ray.data.pack import pack_folder
+
+    folder = tmp_path_factory.mktemp("packed") / "shards"
+    pack_folder(data_root, folder, tile=32)
+    return folder
+
+
+@pytest.fixture
+def experiment(tmp_path: Path) -> Callable[..., config.Experiment]:
+    """Makes tiny experiments: experiment("name", training={"epochs": 2}, loss={"adv_weight": 0})."""
+
+    def make(name: str = "tiny", **changes: dict) -> config.Experiment:
+        tiny = config.Experiment(
+            name=name,
+            storage=str(tmp_path / "runs"),
+            data=config.Data(root="unused"),
+            generator=config.Generator(width=4, depth=2),
+            discriminator=config.Discriminator(width=4, layers=1),
+            loss=config.Loss(adv_weight=0.01),
+            optimizer=config.Optimizer(generator_lr=1e-3, ema_decay=0.9),
+            training=config.Training(epochs=2, batch_size=4, crop=16, crops_per_pair=2, validate_every=1, tile=32),
+            cluster=config.Cluster(num_workers=2),
+        )
+        return replace(tiny, **{room: replace(getattr(tiny, room), **fields) for room, fields in changes.items()})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def make_batch() -> Callable[..., Batch]:
+    """make_batch(size, crop, seed): a training batch as it comes from disk, its target a brightened short."""
+
+    def make(size: int = 2, crop: int = 16, seed: int = 0) -> Batch:
+        random = torch.Generator().manual_seed(seed)
+        side = crop + 1
+        light = torch.rand(size, 3, side, side, generator=random)
+        long = light.repeat_interleave(2, 2).repeat_interleave(2, 3)
+        ratio = torch.full((size,), 100.0)
+        short = 512 + light[:, [0, 1, 2, 1]] * (16383 - 512) / 100 + torch.rand(size, 4, side, side, generator=random)
+        return Batch(
+            numbers=list(range(size)),
+            names=[f"pair-{i}" for i in range(size)],
+            short=short.round().to(torch.uint16),
+            long=(long * 65535).round().to(torch.uint16),
+            black=torch.full((size, 4), 512.0),
+            white=torch.full((size,), 16383.0),
+            white_balance=torch.tensor([[2.0, 1.0, 1.5]]).repeat(size, 1),
+            ratio=ratio,
+            flips=torch.rand(size, 3, generator=random) < 0.5,
+        )
+
+    return make

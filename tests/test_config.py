@@ -1,0 +1,232 @@
+import ast
+import dataclasses
+import inspect
+import json
+from typing import Any
+
+import pytest
+import tyro
+
+from lsid_ray import config
+from lsid_ray.config import PRESETS, Experiment, check, from_json, identity, to_json
+from lsid_ray.errors import InputError
+
+
+def preset(name: str) -> Experiment:
+    """With a data folder, which a user must give."""
+    experiment = PRESETS[name][1]
+    return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, root="data/sid"))
+
+
+def changed(experiment: Experiment, option: str, value: Any) -> Experiment:
+    """The experiment with one option, spelled as on the command line, set to a value."""
+    *group, name = option.removeprefix("--").replace("-", "_").split(".")
+    if not group:
+        return dataclasses.replace(experiment, **{name: value})
+    part = dataclasses.replace(getattr(experiment, group[0]), **{name: value})
+    return dataclasses.replace(experiment, **{group[0]: part})
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_preset_can_run(name: str):
+    check(preset(name))
+    assert PRESETS[name][1].name == name
+
+
+def test_the_demo_needs_no_option():
+    check(PRESETS["demo"][1])
+
+
+def test_the_seed_preset_has_the_starting_points_numbers():
+    e = PRESETS["seed"][1]
+    g, d, o, t = e.generator, e.discriminator, e.optimizer, e.training
+    assert (g.width, g.depth, g.gates, g.norm, g.upsample, g.negative_slope) == (64, 4, True, "batch", "nearest", 0)
+    assert (g.output, g.white_balance) == ("half", False)
+    assert (d.width, d.layers, d.norm) == (64, 3, "batch")
+    assert (e.loss.adversarial, e.loss.l1_weight / e.loss.adv_weight) == ("bce", 100)
+    assert (e.loss.warmup_steps, e.loss.ramp_steps) == (0, 0)
+    assert (o.generator_lr, o.discriminator_lr, o.betas, o.schedule) == (2e-4, 2e-4, (0.5, 0.999), "constant")
+    assert o.ema_decay == 0
+    assert (t.batch_size, t.crop, t.epochs, t.epoch_draw) == (16, 512, 500, "pairs")
+    assert (t.flip_probability, t.transpose_probability, t.precision) == (0.2, 0, "bfloat16")
+
+
+def test_the_chen_preset_has_the_papers_numbers():
+    e = PRESETS["chen"][1]
+    g, o, t = e.generator, e.optimizer, e.training
+    assert (g.width, g.depth, g.gates, g.norm, g.upsample, g.negative_slope) == (32, 4, False, "none", "transpose", 0.2)
+    assert (g.output, g.white_balance, e.loss.adv_weight) == ("full", False, 0)
+    assert (o.generator_lr, o.betas, o.schedule) == (1e-4, (0.9, 0.999), "drop")
+    assert (t.batch_size, t.crop, t.epochs, t.epoch_draw) == (1, 512, 4000, "scenes")
+    assert (t.flip_probability, t.transpose_probability) == (0.5, 0.5)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_an_experiment_comes_back_from_its_json(name: str):
+    experiment = preset(name)
+    again = from_json(to_json(experiment), "x.json")
+    assert again == experiment and hash(again) == hash(experiment)
+
+
+def without(fields: dict, *path: str) -> None:
+    del (fields[path[0]] if len(path) > 1 else fields)[path[-1]]
+
+
+@pytest.mark.parametrize(
+    "change, words",
+    [
+        (lambda f: f.update(colour=1), "experiment has the unknown field 'colour'"),
+        (lambda f: f["training"].update(colour=1), r"experiment\.training has the unknown field 'colour'"),
+        (lambda f: without(f, "storage"), "experiment lacks the field 'storage'"),
+        (lambda f: without(f, "generator", "depth"), r"experiment\.generator lacks the field 'depth'"),
+        (lambda f: f["generator"].update(width="64"), r"generator\.width is '64', expected int"),
+        (lambda f: f["generator"].update(width=64.0), r"generator\.width is 64\.0, expected int"),
+        (lambda f: f["generator"].update(width=True), r"generator\.width is True, expected int"),
+        (lambda f: f["generator"].update(gates=1), r"generator\.gates is 1, expected bool"),
+        (lambda f: f["loss"].update(l1_weight=None), r"loss\.l1_weight is None, expected float"),
+        (lambda f: f["loss"].update(adversarial="wgan"), r"adversarial is 'wgan', expected one of relativistic, hinge"),
+        (lambda f: f["optimizer"].update(betas=[0.5, "x"]), r"optimizer\.betas is 'x', expected float"),
+        (lambda f: f.update(data="folder"), r"experiment\.data is 'folder', expected an object"),
+        (lambda f: f.update(name=3), r"experiment\.name is 3, expected str"),
+    ],
+)
+def test_a_field_that_does_not_fit_is_named(change, words: str):
+    fields = json.loads(to_json(preset("seed")))
+    change(fields)
+    with pytest.raises(InputError, match=words) as caught:
+        from_json(json.dumps(fields), "runs/x/experiment.json")
+    assert str(caught.value).startswith("runs/x/experiment.json ")
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("betas", [[0.5], [0.5, 0.9, 0.9], 0.5, None])
+def test_a_tuple_of_another_length_is_named(betas: Any):
+    fields = json.loads(to_json(preset("seed")))
+    fields["optimizer"]["betas"] = betas
+    with pytest.raises(InputError, match=r"optimizer\.betas"):
+        from_json(json.dumps(fields), "x.json")
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
+def test_what_is_not_an_experiment_at_all_is_refused(text: str):
+    with pytest.raises(InputError, match=r"x\.json is not an experiment"):
+        from_json(text, "x.json")
+
+
+def test_a_whole_number_serves_as_a_float():
+    fields = json.loads(to_json(preset("seed")))
+    fields["loss"]["adv_weight"] = 1
+    assert type(from_json(json.dumps(fields), "x.json").loss.adv_weight) is float
+
+
+POSITIVE = [
+    "--generator.width",
+    "--generator.depth",
+    "--discriminator.width",
+    "--discriminator.layers",
+    "--optimizer.generator-lr",
+    "--optimizer.discriminator-lr",
+    "--training.epochs",
+    "--training.batch-size",
+    "--training.crop",
+    "--training.crops-per-pair",
+    "--training.validate-every",
+    "--training.tile",
+    "--cluster.num-workers",
+    "--cluster.cpus-per-worker",
+    "--loss.l1-weight",
+]
+NOT_NEGATIVE = [
+    "--loss.adv-weight",
+    "--loss.warmup-steps",
+    "--loss.ramp-steps",
+    "--cluster.max-failures",
+    "--training.seed",
+]
+PROBABILITIES = ["--training.flip-probability", "--training.transpose-probability", "--optimizer.ema-decay"]
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [(option, value) for option in POSITIVE for value in (0, -1, float("nan"))]
+    + [(option, value) for option in NOT_NEGATIVE for value in (-1, float("nan"))]
+    + [(option, value) for option in PROBABILITIES for value in (-0.01, 1.01, float("nan"))]
+    + [("--name", ""), ("--name", "a/b")],
+)
+def test_a_value_out_of_its_range_is_refused_with_its_option(option: str, value: Any):
+    with pytest.raises(InputError, match=f"^{option} is {value!r}: expected ") as caught:
+        check(changed(preset("sid-sony"), option, value))
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [(option, 0) for option in NOT_NEGATIVE] + [(option, value) for option in PROBABILITIES for value in (0, 1)],
+)
+def test_the_ends_of_a_range_are_allowed(option: str, value: Any):
+    check(changed(preset("sid-sony"), option, value))
+
+
+@pytest.mark.parametrize("option", ["--training.crop", "--training.tile"])
+def test_a_crop_or_tile_off_the_networks_stride_is_refused(option: str):
+    check(changed(preset("sid-sony"), option, 144))
+    with pytest.raises(InputError, match=rf"{option} is 136: expected a multiple of 16 \(--generator\.depth 4\)"):
+        check(changed(preset("sid-sony"), option, 136))
+
+
+def test_a_batch_that_cannot_be_divided_among_the_workers_is_refused():
+    check(changed(preset("sid-sony"), "--cluster.num-workers", 8))
+    with pytest.raises(InputError, match=r"batch-size is 16: expected a multiple of --cluster\.num-workers 3"):
+        check(changed(preset("sid-sony"), "--cluster.num-workers", 3))
+
+
+def test_a_run_needs_raw_files_or_shards():
+    with pytest.raises(InputError, match=r"--data\.root is empty"):
+        check(PRESETS["sid-sony"][1])
+    check(changed(PRESETS["sid-sony"][1], "--data.shards", "shards"))
+
+
+def test_where_a_run_lies_is_not_part_of_its_identity():
+    experiment = preset("sid-sony")
+    for option, value in {"--name": "b", "--storage": "/b", "--data.root": "/b", "--cluster.num-workers": 8}.items():
+        assert identity(changed(experiment, option, value)) == identity(experiment)
+    for option, value in {"--training.crop": 128, "--loss.adv-weight": 0.5, "--optimizer.ema-decay": 0.5}.items():
+        assert identity(changed(experiment, option, value)) != identity(experiment)
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_the_command_line_starts_from_a_preset(name: str):
+    assert tyro.extras.overridable_config_cli(PRESETS, args=[name]) == PRESETS[name][1]
+
+
+def test_the_command_line_changes_single_options():
+    arguments = "seed --name mine --training.batch-size 8 --optimizer.betas 0.9 0.95 --cluster.no-use-gpu"
+    given = tyro.extras.overridable_config_cli(PRESETS, args=arguments.split())
+    expected = PRESETS["seed"][1]
+    for option, value in {"--name": "mine", "--training.batch-size": 8, "--optimizer.betas": (0.9, 0.95)}.items():
+        expected = changed(expected, option, value)
+    assert given == changed(expected, "--cluster.use-gpu", False)
+
+
+@pytest.mark.parametrize("arguments", ["seed --colour red", "nosuch", "seed --loss.adversarial wgan"])
+def test_an_option_that_does_not_exist_ends_the_command(arguments: str, capsys: pytest.CaptureFixture):
+    with pytest.raises(SystemExit) as caught:
+        tyro.extras.overridable_config_cli(PRESETS, args=arguments.split())
+    assert caught.value.code == 2
+    shown = capsys.readouterr()
+    assert arguments.split()[-2 if "red" in arguments else -1] in shown.out + shown.err
+
+
+def test_every_option_explains_itself():
+    tree = ast.parse(inspect.getsource(config))
+    classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
+    for node in classes.values():
+        for field, after in zip(node.body, [*node.body[1:], None], strict=True):
+            if isinstance(field, ast.AnnAssign) and ast.unparse(field.annotation) not in classes:
+                explained = isinstance(after, ast.Expr) and isinstance(after.value, ast.Constant)
+                assert explained, f"{node.name}.{ast.unparse(field.target)} has no docstring"
+
+
+def test_an_experiment_cannot_be_changed():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PRESETS["demo"][1].training.crop = 3  # type: ignore[misc]

@@ -1,0 +1,182 @@
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lsid_ray import config
+from lsid_ray.model.generator import AttentionGate, Generator
+
+SMALL = {
+    "full": config.Generator(width=4, depth=2),
+    "half": config.Generator(width=4, depth=2, output="half"),
+    "batch norm": config.Generator(width=4, depth=2, norm="batch", negative_slope=0),
+    "no gates": config.Generator(width=4, depth=2, gates=False, upsample="transpose"),
+    "four levels": config.Generator(width=2, depth=4),
+}
+
+
+@pytest.fixture(params=SMALL.values(), ids=SMALL.keys())
+def network(request) -> Generator:
+    return make(request.param)
+
+
+def make(c: config.Generator) -> Generator:
+    """In evaluation mode, with weights so large that what is far away shows."""
+    torch.manual_seed(0)
+    network = Generator(c)
+    for parameter in network.parameters():
+        if parameter.ndim == 4:
+            nn.init.kaiming_normal_(parameter)
+    network.train()
+    for _ in range(5):  # statistics of BatchNorm that are not those of the start
+        network(3 * noise(2, 32, 32))
+    return network.eval()
+
+
+def noise(batch: int, height: int, width: int) -> Tensor:
+    return torch.rand(batch, 4, height, width, generator=torch.Generator().manual_seed(height * 1000 + width))
+
+
+@pytest.mark.parametrize("name, parameters", [("seed", 34_879_279), ("chen", 7_760_268)])
+def test_the_published_networks_have_their_parameters(name: str, parameters: int):
+    with torch.device("meta"):
+        network = Generator(config.PRESETS[name][1].generator)
+    assert sum(p.numel() for p in network.parameters()) == parameters
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("height, width", [(1, 1), (1, 9), (3, 2), (5, 4), (8, 8), (13, 22), (16, 32), (17, 31)])
+def test_any_size_passes_through(network: Generator, height: int, width: int):
+    image, weights = network.with_attention(noise(2, height, width))
+    assert image.shape == (2, 3, network.scale * height, network.scale * width)
+    assert image.isfinite().all()
+    if network.config.gates:
+        assert weights is not None and weights.shape == (2, 1, height, width)
+    else:
+        assert weights is None and len(network.gates) == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("height, width", [(16, 32), (13, 22)])
+def test_the_size_is_completed_by_repeating_the_last_row_and_column(network: Generator, height: int, width: int):
+    planes, stride = noise(1, height, width), network.stride
+    rows = torch.arange(-(-height // stride) * stride).clamp_max(height - 1)
+    columns = torch.arange(-(-width // stride) * stride).clamp_max(width - 1)
+    whole = network(planes[:, :, rows][..., columns])
+    expected = whole[..., : network.scale * height, : network.scale * width]
+    torch.testing.assert_close(network(planes), expected, rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_full_resolution_puts_each_packed_pixels_four_pixels_at_its_place():
+    network = make(SMALL["full"])
+    seen: list[Tensor] = []
+    network.head.register_forward_hook(lambda *call: seen.append(call[2]))
+    image = network(noise(1, 8, 12))
+    for color in range(3):
+        for y in range(16):
+            for x in range(24):
+                assert image[0, color, y, x] == seen[0][0, 4 * color + 2 * (y % 2) + x % 2, y // 2, x // 2]
+
+
+@torch.no_grad()
+def test_gates_start_open():
+    torch.manual_seed(0)
+    network = Generator(config.Generator(width=8, depth=3)).eval()
+    weights: list[Tensor] = []
+    for gate in network.gates:
+        gate.register_forward_hook(lambda *call: weights.append(call[2][1]))
+    network(noise(1, 32, 32))
+    assert len(weights) == 3
+    assert all(w.min() > 0.85 and w.max() < 1 for w in weights)
+
+
+@torch.no_grad()
+def test_a_gate_multiplies_the_skip_by_one_weight_a_pixel():
+    torch.manual_seed(0)
+    gate = AttentionGate(6, "none")
+    coarse, skip = torch.randn(2, 6, 5, 7), torch.randn(2, 6, 5, 7)
+    gated, weights = gate(coarse, skip)
+    (g, _), (s, _), (last, *_) = gate.from_gate, gate.from_skip, gate.weight
+    for y in range(5):
+        for x in range(7):
+            hidden = (
+                g.weight[:, :, 0, 0] @ coarse[0, :, y, x] + g.bias + s.weight[:, :, 0, 0] @ skip[0, :, y, x] + s.bias
+            )
+            weight = torch.sigmoid(last.weight[0, :, 0, 0] @ hidden.clamp_min(0) + last.bias[0])
+            assert weights[0, 0, y, x].item() == pytest.approx(weight.item(), abs=1e-6)
+            torch.testing.assert_close(gated[0, :, y, x], skip[0, :, y, x] * weight)
+
+
+@torch.no_grad()
+def test_the_attention_returned_is_the_finest_gates():
+    network = make(SMALL["full"])
+    finest: list[Tensor] = []
+    network.gates[0].register_forward_hook(lambda *call: finest.append(call[2][1]))
+    image, weights = network.with_attention(noise(1, 13, 22))
+    assert torch.equal(weights, finest[0][..., :13, :22])
+    assert torch.equal(image, network(noise(1, 13, 22)))
+
+
+@torch.no_grad()
+def test_a_closed_gate_hides_its_skip():
+    network = make(SMALL["full"])
+    nn.init.zeros_(network.gates[0].weight[0].weight)
+    inputs = []
+    network.decoders[0].register_forward_pre_hook(lambda _, call: inputs.append(call[0]))
+    for bias in (-100.0, 100.0):
+        nn.init.constant_(network.gates[0].weight[0].bias, bias)
+        network(noise(1, 16, 16))
+    width = network.config.width
+    assert (inputs[0][:, :width] == 0).all() and (inputs[1][:, :width] != 0).any()
+    assert torch.equal(inputs[0][:, width:], inputs[1][:, width:])
+
+
+@torch.no_grad()
+def test_what_lies_beyond_the_receptive_radius_changes_nothing(network: Generator):
+    radius, scale = network.receptive_radius, network.scale
+    side = 2 * radius + network.stride
+    plain = noise(1, side, side)
+    for place in (radius, radius + network.stride // 2, radius + network.stride - 1):
+        beyond = torch.ones(side, side, dtype=torch.bool)
+        window = slice(place - radius, place + radius + 1)
+        beyond[window, window] = False
+        here = (..., slice(scale * place, scale * place + scale), slice(scale * place, scale * place + scale))
+        expected, other = network(plain)[here], network(torch.where(beyond, 10 - plain, plain))[here]
+        torch.testing.assert_close(other, expected, rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+def test_the_receptive_radius_is_not_far_too_large(network: Generator):
+    radius, scale = network.receptive_radius, network.scale
+    side = 2 * radius + network.stride
+    plain = noise(1, side, side)
+    near = torch.zeros(side, side, dtype=torch.bool)
+    near[: radius - radius // 2] = True
+    row = slice(scale * radius, scale * radius + scale)
+    moved = network(torch.where(near, 10 - plain, plain))[..., row, :] - network(plain)[..., row, :]
+    assert moved.abs().max() > 1e-3
+
+
+@torch.no_grad()
+def test_a_sample_does_not_depend_on_its_batch(network: Generator):
+    planes = noise(3, 20, 28)
+    together = network(planes)
+    for i in range(3):
+        torch.testing.assert_close(network(planes[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
+
+
+@torch.no_grad()
+def test_only_batch_norm_makes_samples_of_a_training_batch_depend_on_each_other():
+    for name, expected in (("full", False), ("batch norm", True)):
+        network, planes = make(SMALL[name]).train(), noise(2, 16, 16)
+        alone = network(planes[:1])[0]
+        assert (not torch.allclose(network(planes)[0], alone, rtol=1e-3, atol=1e-4)) == expected
+
+
+@torch.no_grad()
+def test_evaluation_leaves_batch_norms_statistics_alone():
+    network = make(SMALL["batch norm"])
+    before = {name: value.clone() for name, value in network.named_buffers()}
+    assert before
+    network(5 * noise(1, 16, 16))
+    assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())

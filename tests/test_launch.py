@@ -1,0 +1,177 @@
+"""Whole runs under Ray Train on a real cluster: distributed, interrupted, diverging, refused."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import ray
+import torch
+
+from lsid_ray import config
+from lsid_ray.data.shards import open_shards
+from lsid_ray.errors import InputError, PartFailure
+from lsid_ray.evaluate.score import validate
+from lsid_ray.model.checkpoint import load_generator
+from lsid_ray.train.launch import Event, last_step, train
+
+MakeExperiment = Callable[..., config.Experiment]
+SLOW = {"epochs": 40, "validate_every": 4}  # long enough to be killed in the middle
+
+
+def losses(folder: Path) -> dict[int, float]:
+    """Mean L1 of each validation's epochs, by step."""
+    return {event["step"]: event["psnr_db"] for event in events(folder) if event["kind"] == "validation"}
+
+
+def events(folder: Path) -> list[Event]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def weights(checkpoint: Path) -> torch.Tensor:
+    return torch.cat([value.flatten() for value in load_generator(checkpoint)[0].state_dict().values()])
+
+
+def test_a_run_trains_validates_and_keeps_its_best_checkpoint(shards: Path, experiment: MakeExperiment) -> None:
+    seen: list[Event] = []
+    e = experiment(training={"epochs": 3})
+    run = train(e, str(shards), on_event=seen.append)
+    assert [event["epoch"] for event in seen if event["kind"] == "validation"] == [1, 2, 3]
+    assert seen == events(run.folder), "the log is what was shown"
+    steps = [event for event in seen if event["kind"] == "train"]
+    assert steps and {"l1", "adversarial", "discriminator", "samples_per_s", "seconds_left"} <= steps[-1].keys()
+    assert run.facts["psnr_db"] == max(event["psnr_db"] for event in seen if event["kind"] == "validation")
+    assert run.facts["frames"] == len(open_shards(shards, ["validation"]).pairs), "each validation frame once"
+    assert config.from_json((run.folder / "experiment.json").read_text(), "") == e
+    assert list((run.folder / "tensorboard").iterdir())
+    generator, kept = load_generator(run.best)
+    assert kept == e
+    opened = open_shards(shards, ["validation"])
+    scores = validate(generator, opened, list(opened.pairs), torch.device("cpu"), tile=32)
+    assert np.mean([score["psnr_db"] for score in scores]) == pytest.approx(run.facts["psnr_db"], abs=1e-4)
+
+    again = train(e, str(shards))
+    assert again.facts == run.facts and last_step(run.folder) == seen[-1]["step"]
+    assert [event["kind"] for event in events(run.folder)][-1] == "start", "a finished run trains nothing"
+
+    with pytest.raises(InputError, match=r"another experiment \(loss.adv_weight is 0.01 there, 0.5 here\)"):
+        train(replace(e, loss=replace(e.loss, adv_weight=0.5)), str(shards))
+
+
+@pytest.mark.parametrize("adversarial", [0.0, 0.01])
+def test_the_result_does_not_depend_on_the_number_of_workers(
+    shards: Path, experiment: MakeExperiment, adversarial: float
+) -> None:
+    runs = [
+        train(
+            # L1 and hinge are means over samples; the relativistic loss compares with the mean of a worker's batch
+            experiment(f"w{n}", cluster={"num_workers": n}, loss={"adv_weight": adversarial, "adversarial": "hinge"}),
+            str(shards),
+        )
+        for n in (1, 2)
+    ]
+    one, two = (weights(run.best) for run in runs)
+    torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
+
+
+def test_a_killed_worker_costs_only_what_came_after_the_last_checkpoint(
+    shards: Path, experiment: MakeExperiment
+) -> None:
+    e = experiment("killed", training=SLOW)
+    killed: list[int] = []
+
+    def kill_once(event: Event) -> None:
+        if event["kind"] == "validation" and event["epoch"] >= 12 and not killed:
+            killed.append(worker_processes()[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    run = train(e, str(shards), on_event=kill_once)
+    assert killed
+    starts = [event["step"] for event in events(run.folder) if event["kind"] == "start"]
+    assert len(starts) == 2 and starts[1] > 0, "the second group went on from a checkpoint"
+    undisturbed = train(replace(e, name="undisturbed"), str(shards))
+    assert losses(run.folder) == pytest.approx(losses(undisturbed.folder), abs=1e-3)
+    torch.testing.assert_close(weights(run.best), weights(undisturbed.best), atol=1e-4, rtol=1e-3)
+
+
+def worker_processes() -> list[int]:
+    """Process ids of the training workers that are alive."""
+    from ray.util.state import list_actors
+
+    actors = list_actors(filters=[("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")])
+    return [actor.pid for actor in actors]
+
+
+def test_a_killed_job_continues_from_its_last_checkpoint(
+    shards: Path, experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    e = experiment("interrupted", training=SLOW)
+    script = tmp_path / "job.py"
+    script.write_text(
+        "import sys\n"
+        "from lsid_ray import cluster, config\n"
+        "from lsid_ray.train.launch import train\n"
+        "cluster.connect()\n"
+        "train(config.from_json(open(sys.argv[1]).read(), sys.argv[1]), sys.argv[2])\n"
+    )
+    (tmp_path / "e.json").write_text(config.to_json(e))
+    folder = Path(e.storage, e.name)
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
+    with (tmp_path / "output").open("w") as output:
+        job = subprocess.Popen(
+            [sys.executable, script, tmp_path / "e.json", shards], stdout=output, stderr=output, env=environment
+        )
+        deadline = time.monotonic() + 120
+        while not (folder.exists() and last_step(folder) >= 12):
+            assert job.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
+            time.sleep(0.2)
+        job.kill()
+        job.wait()
+    deadline = time.monotonic() + 60
+    while worker_processes():
+        assert time.monotonic() < deadline, "the killed job's workers are still there"
+        time.sleep(0.2)
+    kept = last_step(folder)
+    run = train(e, str(shards))
+    starts = [event["step"] for event in events(run.folder) if event["kind"] == "start"]
+    assert kept > 0 and starts[-1] == kept
+    assert [event["epoch"] for event in events(run.folder) if event["kind"] == "validation"] == list(range(4, 41, 4))
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_step_and_files(
+    shards: Path, experiment: MakeExperiment, tmp_path: Path
+) -> None:
+    broken = shutil.copytree(shards, tmp_path / "broken")
+    index = json.loads((broken / "index.json").read_text())
+    victim = next(pair for pair in index["pairs"] if pair["split"] == "train")
+    victim["short"]["white_balance"] = [float("nan"), 1.0, 1.0]
+    (broken / "index.json").write_text(json.dumps(index))
+    with pytest.raises(PartFailure, match=rf"step 0: a loss is not finite \(l1 nan.*{victim['name']}"):
+        train(experiment(training={"batch_size": 12, "epochs": 1}), str(broken))
+
+
+def test_what_the_cluster_cannot_hold_is_refused_at_once(shards: Path, experiment: MakeExperiment) -> None:
+    with pytest.raises(InputError, match=r"--cluster.num-workers 4 .* needs 4.5 CPUs .* the cluster has 4"):
+        train(experiment(cluster={"num_workers": 4}), str(shards))
+    with pytest.raises(InputError, match="needs 2 GPUs, the cluster has 0"):
+        train(experiment(cluster={"use_gpu": True}), str(shards))
+
+
+def test_bad_shards_and_crops_are_refused_at_once(shards: Path, experiment: MakeExperiment, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"--training\.crop is 128"):
+        train(experiment(training={"crop": 128}), str(shards))
+    with pytest.raises(InputError, match=r"holds no index\.json"):
+        train(experiment(), str(tmp_path / "nothing"))
+    old = shutil.copytree(shards, tmp_path / "old")
+    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 1', '"version": 0'))
+    with pytest.raises(InputError, match="is of version 0, this program reads 1"):
+        train(experiment(), str(old))
+    assert not Path(experiment().storage).exists(), "nothing was begun"

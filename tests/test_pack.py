@@ -1,0 +1,128 @@
+"""Packing as a Ray Data job, on real raw files."""
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from lsid_ray.data.catalog import read_catalog
+from lsid_ray.data.pack import pack_folder
+from lsid_ray.data.shards import file_sha256, open_shards, read_index
+from lsid_ray.errors import InputError
+from lsid_ray.raw.develop import plain_rendering, reference_rendering
+from lsid_ray.raw.frame import read_raw
+from lsid_ray.raw.mosaic import pack
+
+
+@pytest.fixture
+def copied(data_root: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(data_root, tmp_path / "copied")
+
+
+def test_every_pair_is_packed_into_its_split(shards: Path, data_root: Path) -> None:
+    pairs = open_shards(shards, ["train", "validation", "test"]).pairs
+    catalog = read_catalog(data_root)
+    assert sorted(pair.name for pair in pairs) == sorted(pair.name for pair in catalog.pairs)
+    assert {pair.name: pair.split for pair in pairs} == {pair.name: pair.split for pair in catalog.pairs}
+    assert sorted({round(pair.ratio) for pair in pairs}) == [100, 300]
+
+
+def test_shards_hold_the_raw_files_pixels_and_metadata_exactly(shards: Path, data_root: Path) -> None:
+    opened = open_shards(shards, ["test"])
+    for pair in opened.pairs:
+        frame = read_raw(data_root / "short" / pair.short.shard.source)
+        again = pair.short.raw_frame(opened.planes(pair))
+        np.testing.assert_array_equal(opened.planes(pair), pack(frame.mosaic, frame.cfa))
+        np.testing.assert_array_equal(again.mosaic, frame.mosaic)
+        np.testing.assert_array_equal(
+            opened.target(pair).transpose(1, 2, 0), reference_rendering(data_root / "long" / pair.long.source)
+        )
+        np.testing.assert_array_equal(plain_rendering(again, pair.ratio), plain_rendering(frame, pair.ratio))
+        for name in ("cfa", "black", "white", "white_balance", "color_matrix", "orientation", "iso", "exposure_s"):
+            assert getattr(again, name) == getattr(frame, name), name
+
+
+def test_the_index_has_each_shards_size_and_hash(shards: Path) -> None:
+    index = read_index(shards)
+    files = {}
+    for pair in index["pairs"]:
+        for shard in (pair["short"]["shard"], pair["long"]):
+            files[shard["path"]] = shard
+    on_disk = {str(path.relative_to(shards)) for path in shards.rglob("*") if path.is_file()}
+    assert on_disk == {*files, "index.json"}
+    for path, shard in files.items():
+        assert (shards / path).stat().st_size == shard["bytes"]
+        assert file_sha256(shards / path) == shard["sha256"]
+    assert index["rendering"]["use_camera_wb"] is True
+
+
+def test_packing_twice_gives_the_same_shards(shards: Path, data_root: Path, tmp_path: Path) -> None:
+    pack_folder(data_root, tmp_path / "again", tile=32)
+    assert (tmp_path / "again" / "index.json").read_text() == (shards / "index.json").read_text()
+
+
+def test_a_second_packing_has_nothing_to_do(shards: Path, data_root: Path) -> None:
+    before = (shards / "index.json").stat().st_mtime_ns
+    assert pack_folder(data_root, shards, tile=32).already
+    assert (shards / "index.json").stat().st_mtime_ns == before
+
+
+def test_shards_of_other_files_or_options_are_refused(shards: Path, data_root: Path, copied: Path) -> None:
+    with pytest.raises(InputError, match="packed from other files or in another way"):
+        pack_folder(data_root, shards, tile=64)
+    next((copied / "short").iterdir()).unlink()
+    with pytest.raises(InputError, match="packed from other files"):
+        pack_folder(copied, shards, tile=32)
+
+
+def test_a_broken_file_is_named_and_the_others_go_on(cluster: None, copied: Path, tmp_path: Path) -> None:
+    victim, jpeg = sorted((copied / "short").glob("0*"))[:2]
+    victim.write_bytes(victim.read_bytes()[:5000])
+    jpeg.write_bytes(b"\xff\xd8\xff\xe0" + bytes(1000))
+    orphan = next((copied / "long").glob("2*"))
+    orphan.unlink()
+    total = len(read_catalog(copied).pairs)
+    calls = []
+    result = pack_folder(copied, tmp_path / "out", tile=32, progress=lambda done, total: calls.append((done, total)))
+    failures = dict(result.failures)
+    assert {f"short/{victim.name}", f"short/{jpeg.name}"} < set(failures)
+    assert any(name.startswith("short/2") for name in failures), "the short without a long is named too"
+    assert result.pairs == total - 2
+    assert calls[0][0] == 0 and calls[-1][0] == calls[-1][1]
+    names = {pair["name"] for pair in read_index(tmp_path / "out")["pairs"]}
+    assert victim.stem not in names
+    again = pack_folder(copied, tmp_path / "out", tile=32)
+    assert again.already and again.failures == result.failures, "what was left out stays named"
+
+
+def test_a_long_of_another_size_leaves_its_pairs_out(cluster: None, copied: Path, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    from lsid_ray.raw.dng import write_dng
+
+    long = next((copied / "long").glob("1*"))
+    frame = read_raw(long)
+    write_dng(long, replace(frame, mosaic=frame.mosaic[:-2]))
+    result = pack_folder(copied, tmp_path / "out", tile=32)
+    assert all("expected one size" in reason for _, reason in result.failures) and result.failures
+
+
+def test_no_index_is_written_when_nothing_can_be_packed(cluster: None, copied: Path, tmp_path: Path) -> None:
+    for path in (copied / "long").iterdir():
+        path.write_bytes(b"")
+    with pytest.raises(InputError, match=r"none of its .* pairs could be packed"):
+        pack_folder(copied, tmp_path / "out")
+    with pytest.raises(InputError, match=r"index\.json"):
+        open_shards(tmp_path / "out", ["train"])
+
+
+def test_misaligned_test_scenes_are_packed_but_marked(cluster: None, copied: Path, tmp_path: Path) -> None:
+    for path in [*(copied / "short").glob("1*"), *(copied / "long").glob("1*")]:
+        path.rename(path.with_name("10034" + path.name[5:]))
+    pack_folder(copied, tmp_path / "out", tile=32)
+    pairs = open_shards(tmp_path / "out", ["test"]).pairs
+    assert pairs and all(pair.misaligned for pair in pairs)
+    index = json.loads((tmp_path / "out" / "index.json").read_text())
+    assert not any(pair["misaligned"] for pair in index["pairs"] if pair["split"] != "test")
