@@ -66,18 +66,10 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(shards: Path, expe
         train(replace(e, loss=replace(e.loss, adv_weight=0.5)), str(shards))
 
 
-@pytest.mark.parametrize("adversarial", [0.0, 0.01])
-def test_the_result_does_not_depend_on_the_number_of_workers(
-    shards: Path, experiment: MakeExperiment, adversarial: float
-) -> None:
-    runs = [
-        train(
-            # L1 and hinge are means over samples; the relativistic loss compares with the mean of a worker's batch
-            experiment(f"w{n}", cluster={"num_workers": n}, loss={"adv_weight": adversarial, "adversarial": "hinge"}),
-            str(shards),
-        )
-        for n in (1, 2)
-    ]
+def test_the_result_does_not_depend_on_the_number_of_workers(shards: Path, experiment: MakeExperiment) -> None:
+    # The hinge loss is a mean over samples, as L1 is; the relativistic one compares with its worker's batch.
+    loss = {"adversarial": "hinge"}
+    runs = [train(experiment(f"w{n}", cluster={"num_workers": n}, loss=loss), str(shards)) for n in (1, 2)]
     one, two = (weights(run.best) for run in runs)
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
@@ -106,7 +98,9 @@ def worker_processes() -> list[int]:
     """Process ids of the training workers that are alive."""
     from ray.util.state import list_actors
 
-    actors = list_actors(filters=[("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")])
+    address = ray.get_runtime_context().gcs_address
+    alive = [("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")]
+    actors = list_actors(address=address, filters=alive)
     return [actor.pid for actor in actors]
 
 

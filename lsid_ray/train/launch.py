@@ -11,7 +11,9 @@ import json
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -153,55 +155,49 @@ def _divergence(event: Event) -> str:
 
 
 class _Log:
-    """Writes events as they arrive: metrics.jsonl and TensorBoard; after a restart what it repeats is dropped."""
+    """Writes events as they arrive: metrics.jsonl and TensorBoard. What a restart repeats is dropped first."""
 
     def __init__(self, folder: Path, on_event: Callable[[Event], None]):
         self.folder, self.on_event = folder, on_event
         self.diverged: Event | None = None
 
-    def following(self, events: Queue) -> "_Follower":
-        return _Follower(self, events)
+    @contextmanager
+    def following(self, events: Queue) -> Iterator[None]:
+        """Take events from the queue in a thread, until the run has ended and the queue is empty."""
+        ended = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            follower = pool.submit(self._follow, events, ended)
+            try:
+                yield
+            finally:
+                ended.set()
+                follower.result(timeout=60)
+                events.shutdown()
 
-    def write(self, event: Event) -> None:
+    def _follow(self, events: Queue, ended: threading.Event) -> None:
+        while True:
+            try:
+                self._write(events.get(timeout=0.5))
+            except Empty:
+                if ended.is_set():
+                    return
+
+    def _write(self, event: Event) -> None:
         path = self.folder / "metrics.jsonl"
-        if event["kind"] == "start" and path.exists():
-            lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
-            kept = [line for line in lines if json.loads(line)["step"] <= event["step"]]
-            partial = path.with_suffix(".partial")
-            partial.write_text("".join(kept))
-            os.replace(partial, path)
+        if event["kind"] == "start":
+            if path.exists():
+                lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
+                kept = [line for line in lines if json.loads(line)["step"] <= event["step"]]
+                partial = path.with_suffix(".partial")
+                partial.write_text("".join(kept))
+                os.replace(partial, path)
+            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=event["step"])
         with path.open("a") as file:
             file.write(json.dumps(event) + "\n")
-        if event["kind"] == "start":
-            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=event["step"])
-        else:
-            for name, value in event.items():
-                if isinstance(value, float):
-                    self.board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+        for name, value in event.items():
+            if isinstance(value, float):
+                self.board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+        self.board.flush()
         if event["kind"] == "diverged":
             self.diverged = event
         self.on_event(event)
-
-
-class _Follower:
-    """Takes events from the queue in a thread, until the run ends and the queue is empty."""
-
-    def __init__(self, log: _Log, events: Queue):
-        self.log, self.events, self.ended = log, events, threading.Event()
-        self.thread = threading.Thread(target=self._follow, daemon=True)
-
-    def __enter__(self) -> None:
-        self.thread.start()
-
-    def __exit__(self, *_: object) -> None:
-        self.ended.set()
-        self.thread.join(timeout=60)
-        self.events.shutdown()
-
-    def _follow(self) -> None:
-        while True:
-            try:
-                self.log.write(self.events.get(timeout=0.5))
-            except Empty:
-                if self.ended.is_set():
-                    return
