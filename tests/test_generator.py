@@ -14,7 +14,7 @@ SMALL = {
 }
 
 
-@pytest.fixture(params=SMALL.values(), ids=SMALL.keys())
+@pytest.fixture(scope="module", params=SMALL.values(), ids=SMALL.keys())
 def network(request) -> Generator:
     return make(request.param)
 

@@ -1,0 +1,67 @@
+"""Options in, one-line mistakes out."""
+
+import sys
+
+import pytest
+
+from lsid_ray.commandline import parse_experiment, run_job
+from lsid_ray.config import PRESETS
+from lsid_ray.errors import InputError, PartFailure
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_a_presets_name_alone_is_the_preset(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", preset])
+    command = parse_experiment(None)
+    assert command.experiment == PRESETS[preset][1] and not command.dry_run
+
+
+def test_fields_of_a_preset_can_be_overridden(monkeypatch: pytest.MonkeyPatch) -> None:
+    options = "chen --training.epochs 5 --cluster.no-use-gpu --optimizer.betas 0.1 0.2 --name x --dry-run"
+    monkeypatch.setattr(sys, "argv", ["train.py", *options.split()])
+    command = parse_experiment(None)
+    experiment = command.experiment
+    assert command.dry_run and experiment.name == "x" and experiment.optimizer.betas == (0.1, 0.2)
+    assert experiment.training.epochs == 5 and not experiment.cluster.use_gpu
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        ("demo --nope 3", "--nope"),
+        ("demo --training.crop abc", "--training.crop"),
+        ("demo --training.precision fp8", "fp8"),
+        ("demos", "demos"),
+        ("", "demo, sid-sony"),
+    ],
+)
+def test_a_wrong_option_is_one_line_that_names_it(arguments: str, word: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", *arguments.split()])
+    with pytest.raises(InputError) as caught:
+        parse_experiment(None)
+    assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_help_explains_every_field(preset: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "argv", ["train.py", preset, "--help"])
+    with pytest.raises(SystemExit) as caught:
+        parse_experiment(None)
+    said = capsys.readouterr().out
+    assert not caught.value.code
+    assert "--dry-run" in said and "--loss.adv-weight" in said and "DDP" in said
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [(InputError("x is 3"), 2, "error: x is 3\n"), (PartFailure("2 files"), 1, "incomplete: 2 files\n")],
+)
+def test_a_jobs_end_is_an_exit_code_and_a_line(
+    error: Exception, code: int, line: str, capsys: pytest.CaptureFixture
+) -> None:
+    def main() -> None:
+        raise error
+
+    with pytest.raises(SystemExit) as caught:
+        run_job(main)
+    assert caught.value.code == code and capsys.readouterr().err == line

@@ -1,0 +1,109 @@
+"""The jobs as a user runs them: whole, and with every mistake one makes."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import ray
+from PIL import Image
+
+JOBS = Path(__file__).parent.parent / "jobs"
+TINY = "--generator.width 4 --generator.depth 2 --discriminator.width 4 --discriminator.layers 1 --training.crop 16"
+TINY += " --training.crops-per-pair 2 --training.epochs 2 --training.validate-every 1 --training.tile 32"
+TINY += " --loss.warmup-steps 2 --loss.ramp-steps 2"
+
+Job = Callable[..., subprocess.CompletedProcess]
+
+
+@pytest.fixture
+def job(cluster: None, tmp_path: Path) -> Job:
+    """Runs a job in tmp_path on the session's cluster: job("pack.py --root x")."""
+    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "COLUMNS": "200"}
+
+    def run(command: str) -> subprocess.CompletedProcess:
+        script, *arguments = command.split()
+        return subprocess.run(
+            [sys.executable, JOBS / script, *arguments],
+            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240,
+        )  # fmt: skip
+
+    return run
+
+
+def fails(done: subprocess.CompletedProcess, code: int, *words: str) -> None:
+    """The job ended with `code` and one line on standard error that has all `words`."""
+    lines = done.stderr.strip().splitlines()
+    assert (done.returncode, len(lines)) == (code, 1), done.stdout + done.stderr
+    for word in words:
+        assert word in lines[0], lines[0]
+
+
+def test_the_main_job_goes_from_raw_files_to_a_report(job: Job, data_root: Path, tmp_path: Path) -> None:
+    shutil.copytree(data_root, tmp_path / "set")
+    done = job(f"train.py demo --data.root set --storage out --name whole {TINY}")
+    assert done.returncode == 0, done.stdout + done.stderr
+    lines = done.stdout.strip().splitlines()
+    assert lines[-1].startswith("report: ") and Path(lines[-1].removeprefix("report: ")).is_file()
+    assert "x100" in done.stdout and "x300" in done.stdout and "samples/s" in done.stdout
+    run = tmp_path / "out" / "whole"
+    for name in ("experiment.json", "metrics.jsonl", "tensorboard", "best", "report"):
+        assert (run / name).exists(), name
+    scores = json.loads((run / "report" / "report.json").read_text())["scores"]
+    assert {score["scene"][0] for score in scores} == {"1"}, "scored on test scenes"
+    again = job(f"train.py demo --data.root set --storage out --name whole {TINY}")
+    assert again.returncode == 0 and "already trained to its end" in again.stdout
+    assert json.loads((run / "report" / "report.json").read_text())["scores"][0]["psnr_db"] == scores[0]["psnr_db"]
+    fails(job(f"train.py demo --data.root set --storage out --name whole {TINY} --loss.adv-weight 1"),
+          2, "--name whole", "loss.adv_weight")  # fmt: skip
+
+    done = job("evaluate.py out/whole/best --shards set-shards --split validation --pictures 0")
+    assert done.returncode == 0 and "report-validation" in done.stdout.splitlines()[-1], done.stderr
+    fails(job("evaluate.py out/whole --shards set-shards"), 2, "out/whole", "not a checkpoint")
+    fails(job("evaluate.py out/whole/best --shards set"), 2, "index.json")
+
+
+def test_a_dry_run_prints_the_experiment_and_stops(job: Job, tmp_path: Path) -> None:
+    done = job("train.py chen --data.root nowhere --dry-run --training.epochs 3")
+    assert done.returncode == 0 and json.loads(done.stdout)["training"]["epochs"] == 3
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_mistake_is_one_line_with_exit_code_2(job: Job, data_root: Path, tmp_path: Path) -> None:
+    fails(job("train.py demo --nope 3"), 2, "--nope")
+    fails(job("train.py demo --training.crop 50"), 2, "--training.crop", "50", "multiple of 8")
+    fails(job("train.py sid-sony --data.root missing"), 2, "missing")
+    (tmp_path / "empty").mkdir()
+    fails(job("train.py sid-sony --data.root empty"), 2, "empty", "short/ and long/")
+    fails(job("pack.py --root empty"), 2, "empty", "short/ and long/")
+    fails(job(f"train.py demo --data.root {data_root} --data.shards s --cluster.num-workers 8 --name n"),
+          2, "--cluster.num-workers 8", "the cluster has 4")  # fmt: skip
+    fails(job(f"train.py demo --data.root {data_root} --data.shards s --training.crop 512 --name n"),
+          2, "--training.crop is 512", "packs to 72x96")  # fmt: skip
+    assert not (tmp_path / "runs").exists(), "nothing was begun"
+
+
+def test_photographs_too_small_or_too_few_are_refused(job: Job, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    fails(job("synthesize.py --out set --photos photos"), 2, "photos")
+    for number in range(3):
+        Image.new("RGB", (40, 80), (number, 100, 100)).save(photos / f"{number}.png")
+    fails(job("synthesize.py --out set --photos photos"), 2, ".png", "80x40")
+    assert not (tmp_path / "set").exists()
+
+
+def test_a_broken_file_is_left_out_and_the_job_ends_with_1(job: Job, data_root: Path, tmp_path: Path) -> None:
+    root = shutil.copytree(data_root, tmp_path / "broken")
+    victim = sorted((root / "short").iterdir())[0]
+    victim.write_bytes(victim.read_bytes()[:3000])
+    done = job("pack.py --root broken")
+    fails(done, 1, "1 files were left out")
+    assert f"left out short/{victim.name}: " in done.stdout and "truncated" in done.stdout
+    again = job("pack.py --root broken")
+    fails(again, 1, "1 files were left out")
+    assert "nothing to do" in again.stdout

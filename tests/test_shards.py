@@ -1,0 +1,235 @@
+import hashlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+from lsid_ray.data import shards
+from lsid_ray.data.shards import PackedPair, ShardFile, ShortFrame, open_shards, read_index, read_window, write_shard
+from lsid_ray.errors import InputError
+from lsid_ray.raw.frame import RawFrame
+from lsid_ray.raw.mosaic import pack
+
+SIZES = [(8, 8), (1, 1), (7, 23), (16, 24), (17, 25), (40, 9)]
+
+
+def noise(*shape: int) -> np.ndarray:
+    return np.random.default_rng(shape).integers(0, 65536, shape, dtype=np.uint16)
+
+
+def write(folder: Path, name: str, pixels: np.ndarray, tile: int) -> ShardFile:
+    path = folder / name
+    path.parent.mkdir(parents=True, exist_ok=True)
+    size, digest = write_shard(path, pixels, tile)
+    return ShardFile(name, f"{path.stem}.ARW", 123, size, digest, pixels.shape, tile)
+
+
+def make_frame(cfa: str = "GBRG", height: int = 21, width: int = 30) -> RawFrame:
+    return RawFrame(
+        mosaic=noise(height, width),
+        cfa=cfa,
+        black=(500.0, 501.0, 502.0, 503.0),
+        white=16383.0,
+        white_balance=(2.1, 1.0, 1.6),
+        color_matrix=((1.0, 0.1, 0.2), (0.3, 1.1, 0.4), (0.5, 0.6, 1.2)),
+        orientation=3,
+        camera="Sony ILCE-7SM2",
+        iso=1600.0,
+        exposure_s=0.04,
+        source="10003_00_0.04s.ARW",
+    )
+
+
+def make_pair(folder: Path, split: str = "train", scene: int = 3) -> PackedPair:
+    """With both shards written."""
+    frame = make_frame()
+    name = f"{scene:05}_00_0.04s"
+    fields = {name: value for name, value in vars(frame).items() if name not in ("mosaic", "source")}
+    shard = write(folder, f"short/{name}.parquet", pack(frame.mosaic, frame.cfa), tile=8)
+    shard = replace(shard, source=frame.source)
+    height, width = frame.mosaic.shape
+    return PackedPair(
+        name=name,
+        scene=f"{scene:05}",
+        split=split,
+        frame=0,
+        ratio=250.0,
+        misaligned=False,
+        short=ShortFrame(shard=shard, height=height, width=width, **fields),
+        long=write(folder, f"long/{scene:05}_00_10s.parquet", noise(3, height, width), tile=16),
+    )
+
+
+@pytest.mark.parametrize("height, width", SIZES)
+def test_any_window_equals_that_slice_of_the_pixels(height: int, width: int, tmp_path: Path):
+    pixels = noise(4, height, width)
+    shard = write(tmp_path, "a.parquet", pixels, tile=8)
+    random = np.random.default_rng(0)
+    windows = [(0, 0, height, width), (height - 1, width - 1, 1, 1)]
+    for _ in range(20):
+        (top, bottom), (left, right) = (sorted(random.integers(0, n + 1, 2)) for n in (height, width))
+        windows.append((top, left, bottom - top, right - left))
+    for y, x, h, w in windows:
+        window = read_window(str(tmp_path), shard, y, x, h, w)
+        assert window.dtype == np.uint16
+        np.testing.assert_array_equal(window, pixels[:, y : y + h, x : x + w])
+
+
+@pytest.mark.parametrize("window", [(-1, 0, 3, 3), (0, -1, 3, 3), (6, 0, 3, 3), (0, 10, 3, 3), (3, 3, -1, 3)])
+def test_a_window_that_leaves_the_frame_is_refused(window: tuple[int, int, int, int], tmp_path: Path):
+    shard = write(tmp_path, "a.parquet", noise(1, 8, 12), tile=4)
+    with pytest.raises(ValueError, match=r"a\.parquet: the window .* leaves 8x12"):
+        read_window(str(tmp_path), shard, *window)
+
+
+def test_a_window_reads_only_the_tiles_it_touches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shard = write(tmp_path, "a.parquet", noise(1, 20, 28), tile=8)
+    read, groups = pq.ParquetFile.read_row_group, []
+    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: (groups.append(a[1]), read(*a, **k))[1])
+    for window, expected in (((0, 0, 8, 8), [0]), ((7, 7, 2, 2), [0, 1, 4, 5]), ((16, 24, 4, 4), [11])):
+        groups.clear()
+        read_window(str(tmp_path), shard, *window)
+        assert groups == expected
+
+
+def test_a_shard_holds_its_tiles_row_by_row_as_little_endian_bytes(tmp_path: Path):
+    pixels = noise(3, 10, 13)
+    write(tmp_path, "a.parquet", pixels.astype(">u2"), tile=8)
+    file = pq.ParquetFile(tmp_path / "a.parquet")
+    assert file.num_row_groups == 4
+    for group, (y, x) in enumerate([(0, 0), (0, 8), (8, 0), (8, 8)]):
+        (row,) = file.read_row_group(group).to_pylist()
+        part = pixels[:, y : y + 8, x : x + 8]
+        assert (row["y"], row["x"], row["channels"], row["height"], row["width"]) == (y, x, *part.shape)
+        values = [value for channel in part.tolist() for line in channel for value in line]
+        assert row["pixels"] == b"".join(value.to_bytes(2, "little") for value in values)
+
+
+def test_the_same_pixels_give_the_same_file(tmp_path: Path):
+    pixels = noise(4, 20, 20)
+    first = write_shard(tmp_path / "a.parquet", pixels, 8)
+    second = write_shard(tmp_path / "b.parquet", np.asfortranarray(pixels), 8)
+    content = (tmp_path / "a.parquet").read_bytes()
+    assert first == second == (len(content), hashlib.sha256(content).hexdigest())
+    assert content == (tmp_path / "b.parquet").read_bytes()
+    assert write_shard(tmp_path / "c.parquet", pixels + 1, 8) != first
+
+
+@pytest.mark.parametrize("existing", [None, b"the one before"])
+def test_a_write_that_fails_leaves_nothing_half_written(
+    existing: bytes | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    path = tmp_path / "a.parquet"
+    if existing is not None:
+        path.write_bytes(existing)
+    write_table, written = pq.ParquetWriter.write_table, []
+
+    def fail_at_the_third(self, table):
+        if len(written) == 2:
+            raise OSError("no space left on device")
+        written.append(write_table(self, table))
+
+    monkeypatch.setattr(pq.ParquetWriter, "write_table", fail_at_the_third)
+    with pytest.raises(OSError, match="no space left"):
+        write_shard(path, noise(4, 20, 20), 8)
+    assert len(written) == 2
+    assert [p.name for p in tmp_path.iterdir()] == ([] if existing is None else ["a.parquet"])
+    assert existing is None or path.read_bytes() == existing
+
+
+@pytest.mark.parametrize("content", [b"", b"PAR1 not parquet PAR1", None], ids=["empty", "broken", "cut"])
+def test_a_shard_that_is_not_whole_is_an_error(content: bytes | None, tmp_path: Path):
+    shard = write(tmp_path, "a.parquet", noise(1, 8, 12), tile=4)
+    path = tmp_path / "a.parquet"
+    path.write_bytes(path.read_bytes()[:-20] if content is None else content)
+    with pytest.raises((OSError, ValueError)):
+        read_window(str(tmp_path), shard, 0, 0, 8, 12)
+
+
+def test_pairs_come_back_from_the_index_as_they_were(tmp_path: Path):
+    pairs = [make_pair(tmp_path, "train", 3), make_pair(tmp_path, "validation", 20004), make_pair(tmp_path, "train", 5)]
+    shards.write_index(tmp_path, pairs, {"libraw": "0.22"}, {"source": "raw"})
+    opened = open_shards(tmp_path, ["train"])
+    assert opened.pairs == (pairs[0], pairs[2]) and hash(opened.pairs[0]) == hash(pairs[0])
+    assert (opened.folder, opened.rendering) == (str(tmp_path), {"libraw": "0.22"})
+    assert open_shards(tmp_path, ["validation", "train"]).pairs == (pairs[1], pairs[0], pairs[2])
+    assert read_index(tmp_path)["source"] == "raw"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_both_sides_of_a_pair_can_be_read(tmp_path: Path):
+    pair = make_pair(tmp_path)
+    shards.write_index(tmp_path, [pair], {}, {})
+    opened = open_shards(tmp_path, ["train"])
+    planes, target = opened.planes(pair), opened.target(pair)
+    np.testing.assert_array_equal(planes, pack(make_frame().mosaic, "GBRG"))
+    np.testing.assert_array_equal(target, noise(3, 21, 30))
+    np.testing.assert_array_equal(opened.short_window(pair, 2, 3, 7, 8), planes[:, 2:9, 3:11])
+    np.testing.assert_array_equal(opened.long_window(pair, 2, 3, 17, 8), target[:, 2:19, 3:11])
+
+
+@pytest.mark.parametrize("cfa", ["RGGB", "GRBG", "GBRG", "BGGR"])
+def test_a_raw_frame_comes_back_from_its_planes(cfa: str, tmp_path: Path):
+    pair, frame = make_pair(tmp_path), make_frame(cfa)
+    again = replace(pair.short, cfa=cfa).raw_frame(pack(frame.mosaic, cfa))
+    for name, value in vars(frame).items():
+        np.testing.assert_array_equal(getattr(again, name), value)
+
+
+def test_black_levels_are_those_of_the_planes(tmp_path: Path):
+    short = make_pair(tmp_path).short  # G B / R G with 500 501 / 502 503: red stands in the second row
+    assert short.plane_black.tolist() == [502, 503, 501, 500]
+    assert short.plane_black.dtype == np.float32
+    assert short.padding == (1, 0, 0, 0)
+
+
+def test_a_folder_without_an_index_is_refused(tmp_path: Path):
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(InputError, match=r"holds no index\.json"):
+            open_shards(folder, ["train"])
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe\x00"])
+def test_a_broken_index_is_refused(content: bytes, tmp_path: Path):
+    (tmp_path / "index.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"index\.json is not an index of shards"):
+        open_shards(tmp_path, ["train"])
+
+
+@pytest.mark.xfail(strict=True, reason="KeyError and TypeError reach the user")
+@pytest.mark.parametrize("change", [lambda i: i.pop("pairs"), lambda i: i["pairs"][0].pop("ratio")])
+def test_an_index_that_lacks_a_part_is_refused(change, tmp_path: Path):
+    shards.write_index(tmp_path, [make_pair(tmp_path)], {}, {})
+    index = read_index(tmp_path)
+    change(index)
+    (tmp_path / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match=r"index\.json"):
+        open_shards(tmp_path, ["train"])
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_an_index_of_another_version_is_refused(version, tmp_path: Path):
+    shards.write_index(tmp_path, [make_pair(tmp_path)], {}, {})
+    index = read_index(tmp_path)
+    (tmp_path / "index.json").write_text(json.dumps({**index, "version": version}))
+    with pytest.raises(InputError, match=f"is of version {version}, this program reads 1: pack"):
+        open_shards(tmp_path, ["train"])
+
+
+@pytest.mark.parametrize("splits", [["test"], ["train", "test"], ["validation"]])
+def test_a_split_without_pairs_is_refused(splits: list, tmp_path: Path):
+    shards.write_index(tmp_path, [make_pair(tmp_path)], {}, {})
+    with pytest.raises(InputError, match=f"holds no pair of the {splits[-1]} split"):
+        open_shards(tmp_path, splits)
+
+
+def test_an_index_that_cannot_be_written_leaves_the_one_before(tmp_path: Path):
+    shards.write_index(tmp_path, [make_pair(tmp_path)], {}, {})
+    before = (tmp_path / "index.json").read_bytes()
+    with pytest.raises(TypeError):
+        shards.write_index(tmp_path, [], {}, {"source": Path("not JSON")})
+    assert (tmp_path / "index.json").read_bytes() == before
+    assert not list(tmp_path.glob(".*"))

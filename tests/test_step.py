@@ -1,0 +1,276 @@
+import copy
+import math
+from collections.abc import Callable
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from lsid_ray import config
+from lsid_ray.config import Experiment
+from lsid_ray.model.inputs import Batch, training_pair
+from lsid_ray.train.step import GanStep
+
+CPU = torch.device("cpu")
+MakeBatch = Callable[..., Batch]
+BASE = Experiment(
+    name="small",
+    generator=config.Generator(width=4, depth=2),
+    discriminator=config.Discriminator(width=4, layers=2),
+    loss=config.Loss(adv_weight=0.1),
+    optimizer=config.Optimizer(generator_lr=1e-3, discriminator_lr=1e-3, schedule="constant"),
+)
+SEED = replace(
+    config.PRESETS["seed"][1],
+    generator=replace(config.PRESETS["seed"][1].generator, width=4, depth=2),
+    discriminator=replace(config.PRESETS["seed"][1].discriminator, width=4, layers=2),
+)
+
+
+def with_loss(**changes) -> Experiment:
+    return replace(BASE, loss=replace(BASE.loss, **changes))
+
+
+def values(network: nn.Module) -> list[Tensor]:
+    """Parameters and buffers."""
+    return [value.clone() for value in network.state_dict().values()]
+
+
+def parameters(network: nn.Module) -> list[Tensor]:
+    return [value.detach().clone() for value in network.parameters()]
+
+
+def equal(a: list[Tensor], b: list[Tensor]) -> bool:
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+def test_weight_zero_builds_no_discriminator(make_batch: MakeBatch):
+    step = GanStep(with_loss(adv_weight=0), 10, CPU)
+    assert step.discriminator is None and not hasattr(step, "optimizer_d")
+    assert set(step(make_batch())) == {"l1"}
+    assert "discriminator" not in step.state_dict()
+    assert GanStep(BASE, 10, CPU).discriminator is not None
+
+
+@pytest.mark.parametrize("kind", ["relativistic", "hinge", "bce"])
+@pytest.mark.parametrize("norm", ["none", "batch", "spectral"])
+def test_both_networks_learn_and_their_losses_are_told(kind: str, norm: str, make_batch: MakeBatch):
+    experiment = with_loss(adversarial=kind)
+    step = GanStep(replace(experiment, discriminator=replace(experiment.discriminator, norm=norm)), 10, CPU)
+    before = parameters(step.generator), parameters(step.discriminator)
+    losses = step(make_batch())
+    assert set(losses) == {"l1", "adversarial", "discriminator"}
+    assert all(loss.ndim == 0 and loss.isfinite() and not loss.requires_grad for loss in losses.values())
+    for old, network in zip(before, (step.generator, step.discriminator), strict=True):
+        kernels = [not torch.equal(a, b) for a, b in zip(old, network.parameters(), strict=True) if a.ndim == 4]
+        assert sum(kernels) >= len(kernels) - 2  # a gate's units may all be off at the start
+    assert step.step == 1
+
+
+def seeds_discriminator(network: nn.Module, planes: Tensor, image: Tensor) -> Tensor:
+    return network.layers(torch.cat([planes, image], dim=1))
+
+
+def test_the_seeds_steps_equal_the_recipe_written_out(make_batch: MakeBatch):
+    step = GanStep(SEED, 10, CPU)
+    generator, discriminator = copy.deepcopy(step.generator).train(), copy.deepcopy(step.discriminator).train()
+    adam_g = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    adam_d = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
+    bce, l1 = nn.BCEWithLogitsLoss(), nn.L1Loss()
+    for seed in range(4):
+        batch = replace(make_batch(4, 16, seed), flips=torch.zeros(4, 3, dtype=torch.bool))
+        planes = ((batch.short.float() - 512).clamp(min=0) / (16383 - 512) * 100).clamp(0, 1)[..., :16, :16]
+        long = batch.long.float()[..., :32, :32] / 65535
+        target = (long[..., ::2, ::2] + long[..., 1::2, ::2] + long[..., ::2, 1::2] + long[..., 1::2, 1::2]) / 4
+
+        image = generator(planes)
+        real = seeds_discriminator(discriminator, planes, target)
+        fake = seeds_discriminator(discriminator, planes, image.detach())
+        loss_d = (bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))) / 2
+        adam_d.zero_grad()
+        loss_d.backward()
+        gradients_d = [p.grad.clone() for p in discriminator.parameters()]
+        adam_d.step()
+        fake = seeds_discriminator(discriminator, planes, image)
+        adversarial, pixel = bce(fake, torch.ones_like(fake)), l1(image, target)
+        adam_g.zero_grad()
+        (adversarial + 100 * pixel).backward()
+        adam_g.step()
+
+        losses = step(batch)
+        expected = {"l1": pixel, "adversarial": adversarial, "discriminator": loss_d}
+        for name, loss in expected.items():
+            assert losses[name].item() == pytest.approx(loss.item(), rel=1e-4), (seed, name)
+        if seed == 0:  # later, Adam has turned the rounding of gradients that are 0 into steps of either sign
+            gradients = [*gradients_d, *(p.grad for p in generator.parameters())]
+            mine = [p.grad for network in (step.discriminator, step.generator) for p in network.parameters()]
+            for a, b in zip(mine, gradients, strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", ["relativistic", "bce"])
+def test_the_generators_update_leaves_the_discriminators_weights_and_gradients_alone(kind: str, make_batch: MakeBatch):
+    step = GanStep(with_loss(adversarial=kind), 10, CPU)
+    update, after = step._update_discriminator, []
+
+    def watched(*arguments) -> Tensor:
+        loss = update(*arguments)
+        after.append((parameters(step.discriminator), [p.grad.clone() for p in step.discriminator.parameters()]))
+        return loss
+
+    step._update_discriminator = watched
+    for seed in range(2):
+        step(make_batch(seed=seed))
+        weights, gradients = after[seed]
+        assert equal(weights, parameters(step.discriminator))
+        assert equal(gradients, [p.grad for p in step.discriminator.parameters()])
+        assert any(g.any() for g in gradients)
+    assert not equal(after[0][0], after[1][0])
+
+
+def test_the_discriminators_update_leaves_no_gradient_in_the_generator(make_batch: MakeBatch):
+    step = GanStep(with_loss(adv_weight=1e-30), 10, CPU)
+    twin = GanStep(with_loss(adv_weight=0), 10, CPU)
+    step(make_batch())
+    twin(make_batch())
+    for a, b in zip(step.generator.parameters(), twin.generator.parameters(), strict=True):
+        torch.testing.assert_close(a.grad, b.grad)
+
+
+def test_the_warmup_is_training_without_a_discriminator(make_batch: MakeBatch):
+    step = GanStep(with_loss(warmup_steps=3), 10, CPU)
+    twin = GanStep(with_loss(adv_weight=0), 10, CPU)
+    untouched = values(step.discriminator)
+    for seed in range(3):
+        losses, expected = step(make_batch(seed=seed)), twin(make_batch(seed=seed))
+        assert torch.equal(losses["l1"], expected["l1"])
+        assert losses["adversarial"] == losses["discriminator"] == 0
+        assert equal(values(step.generator), values(twin.generator))
+        assert equal(values(step.average), values(twin.average))
+    assert equal(values(step.discriminator), untouched)
+    losses = step(make_batch(seed=3))
+    twin(make_batch(seed=3))
+    assert losses["discriminator"] > 0
+    assert not equal(values(step.generator), values(twin.generator))
+    assert not equal(values(step.discriminator), untouched)
+
+
+def test_initial_weights_follow_from_the_seed_alone():
+    torch.manual_seed(77)
+    step = GanStep(BASE, 10, CPU)
+    torch.manual_seed(78)
+    twin = GanStep(with_loss(adv_weight=0.7), 99, CPU)
+    other = GanStep(replace(BASE, training=replace(BASE.training, seed=1)), 10, CPU)
+    assert equal(values(step.generator), values(twin.generator))
+    assert equal(values(step.discriminator), values(twin.discriminator))
+    assert equal(values(step.generator), values(step.average))
+    assert not equal(values(step.generator), values(other.generator))
+    assert not equal(values(step.discriminator), values(other.discriminator))
+
+
+def test_the_moving_average_follows_its_formula_and_copies_statistics(make_batch: MakeBatch):
+    experiment = replace(
+        BASE,
+        generator=replace(BASE.generator, norm="batch"),
+        optimizer=replace(BASE.optimizer, ema_decay=0.3),
+    )
+    step = GanStep(experiment, 10, CPU)
+    expected = [p.double() for p in parameters(step.generator)]
+    for number in range(6):
+        step(make_batch(seed=number))
+        decay = min(0.3, (1 + number) / (10 + number))
+        expected = [
+            decay * old + (1 - decay) * new.double()
+            for old, new in zip(expected, step.generator.parameters(), strict=True)
+        ]
+        for average, value in zip(step.average.parameters(), expected, strict=True):
+            torch.testing.assert_close(average.double(), value, rtol=1e-5, atol=1e-6)
+        buffers = dict(step.generator.named_buffers())
+        assert buffers and all(torch.equal(value, buffers[name]) for name, value in step.average.named_buffers())
+    assert step.scored is step.average and not step.average.training
+    assert not any(p.requires_grad for p in step.average.parameters())
+
+
+def test_without_a_moving_average_the_generator_itself_is_scored(make_batch: MakeBatch):
+    step = GanStep(SEED, 10, CPU)
+    assert step.average is None and step.scored is step.generator
+    assert "average" not in step.state_dict()
+
+
+@pytest.mark.parametrize("schedule", ["constant", "drop", "cosine"])
+def test_learning_rates_follow_their_schedule(schedule: str, make_batch: MakeBatch):
+    rates = {"generator_lr": 1e-3, "discriminator_lr": 4e-3}
+    step = GanStep(replace(BASE, optimizer=config.Optimizer(**rates, schedule=schedule)), 6, CPU)
+    expected = {
+        "constant": [1] * 6,
+        "drop": [1, 1, 1, 0.1, 0.1, 0.1],
+        "cosine": [0.01 + 0.99 * (1 + math.cos(math.pi * k / 6)) / 2 for k in range(6)],
+    }[schedule]
+    for factor in expected:
+        step(make_batch(1))
+        assert step.optimizer_g.param_groups[0]["lr"] == pytest.approx(1e-3 * factor)
+        assert step.optimizer_d.param_groups[0]["lr"] == pytest.approx(4e-3 * factor)
+
+
+def test_a_cosine_ends_at_a_hundredth():
+    step = GanStep(replace(BASE, optimizer=config.Optimizer(schedule="cosine")), 1000, CPU)
+    step.step = 1000
+    assert step._learning_rate_factor() == pytest.approx(0.01)
+
+
+def test_a_learning_rate_scales_the_first_step(make_batch: MakeBatch):
+    """Adam's first step is the learning rate, in the direction of the gradient's sign."""
+    step = GanStep(with_loss(adv_weight=0), 10, CPU)
+    before = parameters(step.generator)
+    step(make_batch())
+    moved = max((a - b).abs().max().item() for a, b in zip(before, step.generator.parameters(), strict=True))
+    assert moved == pytest.approx(1e-3, rel=1e-3)
+
+
+@pytest.mark.parametrize("experiment", [with_loss(adv_weight=0), with_loss(adv_weight=0.01)], ids=["l1", "gan"])
+def test_the_error_falls_on_a_batch_that_repeats(experiment: Experiment, make_batch: MakeBatch):
+    optimizer = replace(experiment.optimizer, generator_lr=5e-3)
+    step, batch = GanStep(replace(experiment, optimizer=optimizer), 30, CPU), make_batch()
+    errors = [step(batch)["l1"].item() for _ in range(30)]
+    assert errors[-1] < 0.6 * errors[0]
+
+
+def test_gradients_of_half_batches_average_to_those_of_the_whole(make_batch: MakeBatch):
+    def gradients(batch: Batch) -> list[Tensor]:
+        step = GanStep(with_loss(adv_weight=0), 10, CPU)
+        step(batch)
+        return [p.grad for p in step.generator.parameters()]
+
+    batch = make_batch(4)
+    tensors = ("short", "long", "black", "white", "white_balance", "ratio", "flips")
+    halves = [
+        replace(batch, **{name: getattr(batch, name)[part] for name in tensors}) for part in (slice(2), slice(2, 4))
+    ]
+    for whole, first, second in zip(gradients(batch), *map(gradients, halves), strict=True):
+        torch.testing.assert_close((first + second) / 2, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_the_networks_are_trained_through_their_wrappers(make_batch: MakeBatch):
+    calls: list[nn.Module] = []
+
+    class Wrapper(nn.Module):
+        def __init__(self, network: nn.Module):
+            super().__init__()
+            self.network = network
+
+        def forward(self, *inputs: Tensor) -> Tensor:
+            calls.append(self.network)
+            return self.network(*inputs)
+
+    step = GanStep(BASE, 10, CPU, wrap=Wrapper)
+    step(make_batch())
+    assert calls == [step.generator, step.discriminator]  # one pass each, or DDP would wait for a second backward
+    assert not any("network." in name for part in ("generator", "discriminator") for name in step.state_dict()[part])
+
+
+def test_a_batch_is_amplified_and_flipped_before_the_network_sees_it(make_batch: MakeBatch):
+    step, batch, seen = GanStep(BASE, 10, CPU), make_batch(), []
+    step.generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    step(batch)
+    assert torch.equal(seen[0], training_pair(batch, BASE.generator)[0])
