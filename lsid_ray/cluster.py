@@ -20,6 +20,7 @@ def connect() -> None:
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a worker's print would appear twice
+    os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # or Ray warns of each further process
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
     quiet()
 

@@ -97,6 +97,7 @@ def evaluate(
     tile: side in packed pixels of what is predicted at once. pictures: of how many frames to show pictures.
     Raises: InputError as `load_generator`, `open_shards` and `write_report`, or when only misaligned pairs are there.
     """
+    checkpoint, folder = Path(checkpoint).resolve(), Path(folder).resolve()  # workers have another folder
     generator, experiment = load_generator(checkpoint)  # a mistake shows here, not in every worker
     shards = open_shards(folder, [split])
     pairs = [pair for pair in shards.pairs if include_misaligned or not pair.misaligned]
@@ -111,7 +112,7 @@ def evaluate(
     rows = [{"number": n, "pair": shards.pairs.index(p), "picture": n in shown} for n, p in enumerate(pairs)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _Scorer,
-        fn_constructor_args=(str(Path(checkpoint).resolve()), str(folder), split, tile, use_gpu),
+        fn_constructor_args=(str(checkpoint), str(folder), split, tile, use_gpu),
         concurrency=min(actors, len(rows)),
         num_gpus=1 if use_gpu else 0,
         num_cpus=0.5,  # one thread each, and CPUs left for the rest of the plan
