@@ -6,6 +6,7 @@ A resolved experiment is printed before a run, written beside its results and in
 
 import dataclasses
 import json
+import math
 import typing
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -223,7 +224,7 @@ def check(experiment: Experiment) -> None:
         "--loss.l1-weight": e.loss.l1_weight,
     }
     for option, value in positive.items():
-        if not value > 0:
+        if not 0 < value < math.inf:
             raise InputError(f"{option} is {value}: expected more than 0")
     not_negative = {
         "--loss.adv-weight": e.loss.adv_weight,
@@ -233,7 +234,7 @@ def check(experiment: Experiment) -> None:
         "--training.seed": e.training.seed,
     }
     for option, value in not_negative.items():
-        if not value >= 0:
+        if not 0 <= value < math.inf:
             raise InputError(f"{option} is {value}: expected 0 or more")
     probabilities = {
         "--training.flip-probability": e.training.flip_probability,
@@ -254,7 +255,15 @@ def check(experiment: Experiment) -> None:
             f"--training.batch-size is {e.training.batch_size}: "
             f"expected a multiple of --cluster.num-workers {e.cluster.num_workers}"
         )
-    if not e.name or "/" in e.name:
+    patches = e.training.crop // 2**e.discriminator.layers
+    if e.loss.adv_weight > 0 and patches < 3:
+        raise InputError(
+            f"--training.crop is {e.training.crop}: too small for --discriminator.layers {e.discriminator.layers}, "
+            f"expected at least {3 * 2**e.discriminator.layers}"
+        )
+    if not all(0 <= beta < 1 for beta in e.optimizer.betas):
+        raise InputError(f"--optimizer.betas is {e.optimizer.betas}: expected two numbers from 0 to below 1")
+    if e.name in ("", ".", "..") or "/" in e.name:
         raise InputError(f"--name is {e.name!r}: expected a folder name")
     if not e.data.root and not e.data.shards:
         raise InputError("--data.root is empty: expected the folder that holds short/ and long/")
@@ -293,6 +302,8 @@ def _build(kind: type, value: Any, where: str) -> Any:
             raise TypeError(f"{where} is {value!r}, expected one of {', '.join(map(str, arguments))}")
         return value
     if origin is tuple:
+        if not isinstance(value, list) or len(value) != len(arguments):
+            raise TypeError(f"{where} is {value!r}, expected {len(arguments)} values")
         return tuple(_build(item, v, where) for item, v in zip(arguments, value, strict=True))
     if kind is float and type(value) is int:
         value = float(value)

@@ -116,7 +116,6 @@ def test_a_folder_that_is_not_there_is_not_a_checkpoint(tmp_path: Path):
         checkpoint.load_generator(tmp_path / "nowhere")
 
 
-@pytest.mark.xfail(strict=True, reason="FileNotFoundError and JSONDecodeError reach the user")
 @pytest.mark.parametrize("content", [None, "{"])
 def test_facts_that_are_missing_or_broken_are_named(content: str | None, tmp_path: Path):
     if content is not None:

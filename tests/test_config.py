@@ -99,7 +99,6 @@ def test_a_field_that_does_not_fit_is_named(change, words: str):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.xfail(strict=True, reason="the message is zip's own")
 @pytest.mark.parametrize("betas", [[0.5], [0.5, 0.9, 0.9], 0.5, None])
 def test_a_tuple_of_another_length_is_named(betas: Any):
     fields = json.loads(to_json(preset("seed")))

@@ -56,5 +56,12 @@ def load_training(folder: str | Path) -> dict[str, Any]:
 
 
 def load_facts(folder: str | Path) -> dict[str, Any]:
-    """Step, epoch and validation scores."""
-    return json.loads((Path(folder) / "checkpoint.json").read_text())
+    """Step, epoch and validation scores.
+
+    Raises: InputError when they are missing or broken.
+    """
+    path = Path(folder) / "checkpoint.json"
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} cannot be read: {error}") from None

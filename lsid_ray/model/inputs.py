@@ -58,8 +58,8 @@ def network_input(
 ) -> Tensor:
     """Counts (B, 4, h, w) of any integer type -> (B, 4, h, w) float32 in [0, 1].
 
-    max(v - black, 0) / (white - black) * ratio as in SID (arXiv 1805.01934, section 4.1), times the camera's white
-    balance where the generator asks for it, cut at 1. Other arguments as in `Batch`.
+    max(v - black, 0) / (white - the greatest black) * ratio as in SID (arXiv 1805.01934, section 4.1), times the
+    camera's white balance where the generator asks for it, cut at 1. Other arguments as in `Batch`.
     """
     black = black[:, :, None, None]
     scale = (ratio / (white - black.amax(dim=(1, 2, 3))))[:, None, None, None]

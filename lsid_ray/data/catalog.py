@@ -1,0 +1,177 @@
+"""Which short exposure belongs to which long one, in a folder laid out and named as SID's."""
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from lsid_ray.errors import InputError
+from lsid_ray.raw.mosaic import amplification_ratio
+
+SPLITS = {"0": "train", "1": "test", "2": "validation"}  # by the scene's first digit
+# Camera and scene moved between the exposures: SID's authors name them in their repository (cchen156).
+MISALIGNED_SCENES = frozenset({"10034", "10045", "10172"})
+RAW_SUFFIXES = (
+    ".3fr",
+    ".arw",
+    ".cr2",
+    ".cr3",
+    ".crw",
+    ".dng",
+    ".erf",
+    ".fff",
+    ".iiq",
+    ".kdc",
+    ".mef",
+    ".mos",
+)
+RAW_SUFFIXES += (
+    ".mrw",
+    ".nef",
+    ".nrw",
+    ".orf",
+    ".pef",
+    ".raf",
+    ".raw",
+    ".rw2",
+    ".rwl",
+    ".sr2",
+    ".srf",
+    ".srw",
+)
+RAW_SUFFIXES += (".x3f",)
+_NAME = re.compile(r"(?P<scene>[012]\d{4})_(?P<frame>\d{2,})(?:_(?P<exposure_s>\d+(?:\.\d+)?)s)?")
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A short exposure and the long one it is to become."""
+
+    name: str
+    """The short's file name without suffix: "10003_00_0.04s"."""
+    scene: str
+    """Five digits: "10003"."""
+    split: str
+    """"train", "validation" or "test"."""
+    frame: int
+    """The short's number in its burst; 0 is the first."""
+    short: Path
+    long: Path
+    short_s: float | None
+    """Exposure time in seconds, from the name; None when the name has none."""
+    long_s: float | None
+    ratio: float | None
+    """min(long_s / short_s, 300); None when a time is unknown."""
+
+
+@dataclass(frozen=True)
+class Catalog:
+    """Everything a data set's folder holds; each raw file is in a pair or in `problems`."""
+
+    pairs: tuple[Pair, ...]
+    """Sorted by name."""
+    excluded: tuple[Pair, ...]
+    """Test pairs of MISALIGNED_SCENES."""
+    problems: tuple[tuple[Path, str], ...]
+    """Files that are in no pair, each with the reason."""
+
+
+def read_catalog(root: str | Path, exclude_misaligned: bool = True) -> Catalog:
+    """The pairs of a data set's folder, from file names alone; `root` holds `short/` and `long/`.
+
+    Raises InputError when the folder is missing, has no `short/` and `long/`, or no pair at all.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"data folder {root}: no such folder; expected one that holds short/ and long/")
+    if not _holds_pairs(root):
+        inside = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _holds_pairs(folder)]
+        hint = f"; pass {' or '.join(map(str, inside))}" if inside else ""
+        raise InputError(f"data folder {root}: expected the folders short/ and long/ in it{hint}")
+    shorts, longs = _raw_files(root / "short"), _raw_files(root / "long")
+    if not shorts and not longs:
+        raise InputError(f"data folder {root}: no raw files in short/ and long/")
+    catalog = pair_names(shorts, longs, exclude_misaligned)
+    if not catalog.pairs and not catalog.excluded:
+        path, reason = catalog.problems[0]
+        raise InputError(f"data folder {root}: no pair of short and long among {len(shorts) + len(longs)} "
+                         f"files; {path.name}: {reason}")  # fmt: skip
+    return catalog
+
+
+def pair_names(
+    short_names: Iterable[str | Path], long_names: Iterable[str | Path], exclude_misaligned: bool = True
+) -> Catalog:
+    """Pair file names alone, without touching a disk.
+
+    A short belongs to the long of its scene: of several, the one of its own frame, else the first frame's
+    (as SID, whose bursts of shorts share one long). Of equal frames the longest exposure is taken.
+    """
+    problems: list[tuple[Path, str]] = []
+    longs_of: dict[str, list[tuple[int, float, Path]]] = {}
+    for path, scene, frame, exposure_s in _parsed(long_names, problems):
+        longs_of.setdefault(scene, []).append((frame, exposure_s, path))
+    pairs, used = [], set()
+    for path, scene, frame, short_s in _parsed(short_names, problems):
+        if scene not in longs_of:
+            problems.append((path, f"no long exposure of scene {scene}"))
+            continue
+        _, long_s, long = min(longs_of[scene], key=lambda long: (long[0] != frame, long[0], -long[1]))
+        used.add(long)
+        if short_s > long_s > 0:
+            problems.append((path, f"its long exposure {long.name} is shorter than it"))
+            continue
+        pairs.append(_pair(path, scene, frame, short_s, long, long_s))
+    unused = [entry[2] for entries in longs_of.values() for entry in entries if entry[2] not in used]
+    problems += [(path, "no short exposure belongs to it") for path in unused]
+    pairs.sort(key=lambda pair: (pair.name, str(pair.short)))
+    moved = [
+        pair
+        for pair in pairs
+        if exclude_misaligned and pair.split == "test" and pair.scene in MISALIGNED_SCENES
+    ]
+    kept = [pair for pair in pairs if pair not in moved]
+    return Catalog(tuple(kept), tuple(moved), tuple(sorted(problems)))
+
+
+def _parsed(
+    names: Iterable[str | Path], problems: list[tuple[Path, str]]
+) -> Iterable[tuple[Path, str, int, float]]:
+    """(path, scene, frame, exposure in seconds or 0) of each name; those that cannot be go to `problems`."""
+    seen: dict[str, Path] = {}
+    for path in map(Path, names):
+        found = _NAME.fullmatch(path.stem)
+        if found is None:
+            problems.append(
+                (path, "name does not parse; expected one like 10003_00_0.04s.ARW, first digit 0, 1 or 2")
+            )
+        elif path.stem in seen:
+            problems.append((path, f"same name as {seen[path.stem].name}"))
+        else:
+            seen[path.stem] = path
+            yield path, found["scene"], int(found["frame"]), float(found["exposure_s"] or 0)
+
+
+def _pair(short: Path, scene: str, frame: int, short_s: float, long: Path, long_s: float) -> Pair:
+    known = short_s > 0 and long_s > 0
+    return Pair(
+        name=short.stem,
+        scene=scene,
+        split=SPLITS[scene[0]],
+        frame=frame,
+        short=short,
+        long=long,
+        short_s=short_s or None,
+        long_s=long_s or None,
+        ratio=amplification_ratio(long_s, short_s) if known else None,
+    )
+
+
+def _holds_pairs(folder: Path) -> bool:
+    return (folder / "short").is_dir() and (folder / "long").is_dir()
+
+
+def _raw_files(folder: Path) -> list[Path]:
+    return sorted(
+        path for path in folder.iterdir() if path.suffix.lower() in RAW_SUFFIXES and path.name[0] != "."
+    )

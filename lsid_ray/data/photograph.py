@@ -1,0 +1,153 @@
+"""A photograph, in whatever format, as the raw frame of a well-exposed picture."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image, ImageOps
+
+from lsid_ray.errors import InputError
+from lsid_ray.raw.frame import XYZ_FROM_SRGB, RawFrame, read_raw
+from lsid_ray.raw.mosaic import pack, pack_black, unpack
+
+TIFF_SUFFIXES = (".tif", ".tiff")
+PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
+SMALLEST_SIDE = 64
+
+# SID's camera: LibRaw's matrix for the Sony A7S II (PMN's files have the same), and SID's levels.
+CAMERA = "SONY ILCE-7SM2"
+BLACK, WHITE = 512, 16383
+COLOR_MATRIX = ((0.5838, -0.143, -0.0246), (-0.3497, 1.1477, 0.2297), (-0.0748, 0.1885, 0.5778))
+
+
+def photograph_frame(path: Path, white_balance: tuple[float, float], max_side: int = 0) -> RawFrame:
+    """A photograph as a well-exposed, noise-free raw frame.
+
+    A raw file is its own frame. Any other becomes what SID's A7S II would have recorded of it: linear sRGB
+    through LibRaw's colour matrix, divided by the gains of R and B, one colour a pixel as RGGB; so that
+    LibRaw's rendering of it looks like the photograph. With a `max_side`, a larger photograph is reduced by
+    an area mean until no side is longer. Raises InputError when the file is unreadable or a side is below
+    64 pixels.
+    """
+    if path.suffix.lower() in PHOTO_SUFFIXES:
+        rgb = linear_rgb(path)
+        _check_size(path, *rgb.shape[:2])
+        if 0 < max_side < max(rgb.shape):
+            rgb = area_mean(rgb, *_reduced_size(*rgb.shape[:2], max_side))
+        frame = _record(rgb, white_balance, path.name)
+    else:
+        frame = read_raw(path)
+        if 0 < max_side < max(frame.mosaic.shape):
+            frame = _reduced(frame, max_side)
+    _check_size(path, *frame.mosaic.shape)
+    return frame
+
+
+def _record(rgb: np.ndarray, white_balance: tuple[float, float], source: str) -> RawFrame:
+    """(H, W, 3) float linear sRGB in [0, 1] -> the frame a Sony A7S II would have recorded."""
+    camera_from_srgb = np.array(COLOR_MATRIX) @ XYZ_FROM_SRGB
+    camera_from_srgb /= camera_from_srgb.sum(axis=1, keepdims=True)  # white stays white, as LibRaw has it
+    gains = np.array([white_balance[0], 1.0, white_balance[1]])
+    camera = (rgb @ camera_from_srgb.T / gains).clip(0, 1)
+    levels = np.rint(BLACK + camera * (WHITE - BLACK)).astype(np.uint16)
+    mosaic = levels[:, :, 1].copy()
+    mosaic[0::2, 0::2] = levels[0::2, 0::2, 0]
+    mosaic[1::2, 1::2] = levels[1::2, 1::2, 2]
+    return RawFrame(
+        mosaic=mosaic,
+        cfa="RGGB",
+        black=(float(BLACK),) * 4,
+        white=float(WHITE),
+        white_balance=(white_balance[0], 1.0, white_balance[1]),
+        color_matrix=COLOR_MATRIX,
+        orientation=0,
+        camera=CAMERA,
+        iso=None,
+        exposure_s=None,
+        source=source,
+    )
+
+
+def _reduced(frame: RawFrame, max_side: int) -> RawFrame:
+    """A Bayer frame reduced by the area mean of each packed plane; it becomes RGGB."""
+    planes = pack(frame.mosaic, frame.cfa).transpose(1, 2, 0)
+    small = np.rint(area_mean(planes, *_reduced_size(*planes.shape[:2], max_side // 2)))
+    height, width = small.shape[:2]
+    red, green1, blue, green2 = pack_black(frame.black, frame.cfa)
+    mosaic = unpack(small.astype(np.uint16).transpose(2, 0, 1), "RGGB", 2 * height, 2 * width)
+    return replace(frame, mosaic=mosaic, cfa="RGGB", black=(red, green1, green2, blue))
+
+
+def _reduced_size(height: int, width: int, max_side: int) -> tuple[int, int]:
+    scale = max_side / max(height, width)
+    return max(round(height * scale), 1), max(round(width * scale), 1)
+
+
+def _check_size(path: Path, height: int, width: int) -> None:
+    if min(height, width) < SMALLEST_SIDE:
+        raise InputError(f"{path}: {height}x{width} pixels; expected at least {SMALLEST_SIDE} on each side")
+
+
+def linear_rgb(path: Path) -> np.ndarray:
+    """A PNG, JPEG or TIFF as (H, W, 3) float32 linear sRGB in [0, 1], upright.
+
+    Whole numbers are sRGB-encoded, a TIFF of floats is linear light already and clipped at 1. Grey becomes
+    R = G = B, alpha is dropped. Raises InputError for a file that cannot be read as such.
+    """
+    values = _read_tiff(path) if path.suffix.lower() in TIFF_SUFFIXES else _read_image(path)
+    if values.ndim == 2:
+        values = values[:, :, None]
+    if values.ndim != 3 or values.shape[2] not in (1, 2, 3, 4):
+        raise InputError(f"{path}: shape {values.shape}; expected a colour photograph, (height, width, 3)")
+    values = values[:, :, [0, 0, 0]] if values.shape[2] < 3 else values[:, :, :3]
+    if np.issubdtype(values.dtype, np.floating):
+        linear = values.astype(np.float32)
+        if not np.isfinite(linear).all():
+            raise InputError(f"{path}: has values that are not finite; expected linear light")
+        return linear.clip(0, 1)
+    if values.dtype not in (np.uint8, np.uint16):
+        raise InputError(f"{path}: pixels of type {values.dtype}; expected uint8, uint16 or float")
+    table = linear_from_srgb(np.linspace(0, 1, int(np.iinfo(values.dtype).max) + 1))
+    return table.astype(np.float32)[values]
+
+
+def linear_from_srgb(encoded: np.ndarray) -> np.ndarray:
+    """sRGB's transfer function undone, [0, 1] -> [0, 1] (IEC 61966-2-1)."""
+    return np.where(encoded <= 0.04045, encoded / 12.92, ((encoded + 0.055) / 1.055) ** 2.4)
+
+
+def area_mean(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """(H, W, C) float -> (height, width, C) float32, not larger: means over the area each covers."""
+    rows = _coverage(image.shape[0], height)
+    columns = _coverage(image.shape[1], width)
+    return np.einsum("yY,YXc,xX->yxc", rows, image.astype(np.float32), columns, optimize=True)
+
+
+def _coverage(size: int, smaller: int) -> np.ndarray:
+    """(smaller, size) float32: which share of each new pixel every old one makes up."""
+    edges = np.linspace(0, size, smaller + 1)[:, None]
+    old = np.arange(size)
+    overlap = np.minimum(edges[1:], old + 1) - np.maximum(edges[:-1], old)
+    return (overlap.clip(0) * (smaller / size)).astype(np.float32)
+
+
+def _read_image(path: Path) -> np.ndarray:
+    try:
+        with Image.open(path) as image:
+            upright = ImageOps.exif_transpose(image)
+            if upright.mode not in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK"):
+                raise InputError(f"{path}: mode {upright.mode}; expected 8 bits a colour (or a 16-bit TIFF)")
+            return np.asarray(upright.convert("RGB"))
+    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+        raise InputError(f"{path}: cannot be read as a photograph ({error})") from None
+
+
+def _read_tiff(path: Path) -> np.ndarray:
+    try:
+        values = tifffile.imread(path, key=0)
+    except (tifffile.TiffFileError, OSError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: cannot be read as a TIFF ({str(error).splitlines()[0]})") from None
+    if values.ndim == 3 and values.shape[0] in (3, 4) and values.shape[2] > 4:
+        values = values.transpose(1, 2, 0)  # planes apart
+    return values
