@@ -313,7 +313,7 @@ def _build(kind: type, value: Any, where: str) -> Any:
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
-    """What two runs of one name must share: all but where they run and where their files lie."""
+    """What two runs of one name must share, beside their data: all but where they run and where files lie."""
     fields = dataclasses.asdict(experiment)
     for name in ("name", "storage", "cluster", "data"):
         del fields[name]

@@ -2,6 +2,8 @@ import ast
 import dataclasses
 import inspect
 import json
+import math
+import re
 from typing import Any
 
 import pytest
@@ -151,10 +153,11 @@ PROBABILITIES = ["--training.flip-probability", "--training.transpose-probabilit
     [(option, value) for option in POSITIVE for value in (0, -1, float("nan"))]
     + [(option, value) for option in NOT_NEGATIVE for value in (-1, float("nan"))]
     + [(option, value) for option in PROBABILITIES for value in (-0.01, 1.01, float("nan"))]
-    + [("--name", ""), ("--name", "a/b")],
+    + [("--name", ""), ("--name", "a/b"), ("--name", ".."), ("--optimizer.generator-lr", math.inf)]
+    + [("--optimizer.betas", (0.9, 1.0)), ("--optimizer.betas", (-0.1, 0.9))],
 )
 def test_a_value_out_of_its_range_is_refused_with_its_option(option: str, value: Any):
-    with pytest.raises(InputError, match=f"^{option} is {value!r}: expected ") as caught:
+    with pytest.raises(InputError, match=f"^{option} is {re.escape(repr(value))}: expected ") as caught:
         check(changed(preset("sid-sony"), option, value))
     assert "\n" not in str(caught.value)
 
@@ -172,6 +175,13 @@ def test_a_crop_or_tile_off_the_networks_stride_is_refused(option: str):
     check(changed(preset("sid-sony"), option, 144))
     with pytest.raises(InputError, match=rf"{option} is 136: expected a multiple of 16 \(--generator\.depth 4\)"):
         check(changed(preset("sid-sony"), option, 136))
+
+
+def test_a_crop_too_small_for_the_discriminator_is_refused_only_where_there_is_one():
+    small = changed(preset("sid-sony"), "--training.crop", 16)
+    with pytest.raises(InputError, match=r"crop is 16: too small for --discriminator\.layers 3, expected at least 24"):
+        check(small)
+    check(changed(small, "--loss.adv-weight", 0))
 
 
 def test_a_batch_that_cannot_be_divided_among_the_workers_is_refused():

@@ -40,7 +40,9 @@ def weights(checkpoint: Path) -> torch.Tensor:
     return torch.cat([value.flatten() for value in load_generator(checkpoint)[0].state_dict().values()])
 
 
-def test_a_run_trains_validates_and_keeps_its_best_checkpoint(shards: Path, experiment: MakeExperiment) -> None:
+def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
+    shards: Path, experiment: MakeExperiment, tmp_path: Path
+) -> None:
     seen: list[Event] = []
     e = experiment(training={"epochs": 3})
     run = train(e, str(shards), on_event=seen.append)
@@ -64,6 +66,13 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(shards: Path, expe
 
     with pytest.raises(InputError, match=r"another experiment \(loss.adv_weight is 0.01 there, 0.5 here\)"):
         train(replace(e, loss=replace(e.loss, adv_weight=0.5)), str(shards))
+
+    other = shutil.copytree(shards, tmp_path / "other")
+    index = json.loads((other / "index.json").read_text())
+    next(pair for pair in index["pairs"] if pair["split"] == "train")["ratio"] = 200.0
+    (other / "index.json").write_text(json.dumps(index))
+    with pytest.raises(InputError, match="was trained on other data"):
+        train(e, str(other))
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(shards: Path, experiment: MakeExperiment) -> None:

@@ -125,26 +125,18 @@ def pair_names(
     unused = [entry[2] for entries in longs_of.values() for entry in entries if entry[2] not in used]
     problems += [(path, "no short exposure belongs to it") for path in unused]
     pairs.sort(key=lambda pair: (pair.name, str(pair.short)))
-    moved = [
-        pair
-        for pair in pairs
-        if exclude_misaligned and pair.split == "test" and pair.scene in MISALIGNED_SCENES
-    ]
+    moved = [pair for pair in pairs if exclude_misaligned and pair.split == "test" and pair.scene in MISALIGNED_SCENES]
     kept = [pair for pair in pairs if pair not in moved]
     return Catalog(tuple(kept), tuple(moved), tuple(sorted(problems)))
 
 
-def _parsed(
-    names: Iterable[str | Path], problems: list[tuple[Path, str]]
-) -> Iterable[tuple[Path, str, int, float]]:
+def _parsed(names: Iterable[str | Path], problems: list[tuple[Path, str]]) -> Iterable[tuple[Path, str, int, float]]:
     """(path, scene, frame, exposure in seconds or 0) of each name; those that cannot be go to `problems`."""
     seen: dict[str, Path] = {}
     for path in map(Path, names):
         found = _NAME.fullmatch(path.stem)
         if found is None:
-            problems.append(
-                (path, "name does not parse; expected one like 10003_00_0.04s.ARW, first digit 0, 1 or 2")
-            )
+            problems.append((path, "name does not parse; expected one like 10003_00_0.04s.ARW, first digit 0, 1 or 2"))
         elif path.stem in seen:
             problems.append((path, f"same name as {seen[path.stem].name}"))
         else:
@@ -172,6 +164,4 @@ def _holds_pairs(folder: Path) -> bool:
 
 
 def _raw_files(folder: Path) -> list[Path]:
-    return sorted(
-        path for path in folder.iterdir() if path.suffix.lower() in RAW_SUFFIXES and path.name[0] != "."
-    )
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in RAW_SUFFIXES and path.name[0] != ".")

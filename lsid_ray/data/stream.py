@@ -79,6 +79,6 @@ def check_order(numbers: np.ndarray, step: int, batch_size: int, num_workers: in
     expected = batch_size // num_workers
     low, high = step * batch_size, (step + 1) * batch_size
     if len(numbers) != expected or len(set(numbers)) != expected or min(numbers) < low or max(numbers) >= high:
-        raise RuntimeError(f"step {step} got samples {sorted(map(int, numbers))}, not {expected} of {low} to {high - 1}")
-
-
+        raise RuntimeError(
+            f"step {step} got samples {sorted(map(int, numbers))}, not {expected} of {low} to {high - 1}"
+        )

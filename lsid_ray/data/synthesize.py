@@ -196,14 +196,10 @@ def _find_photos(given: tuple[Path, ...]) -> tuple[list[tuple[str, Path]], list[
     for file in found:
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         if sha256 in hashed:
-            raise InputError(
-                f"photographs {hashed[sha256]} and {file} are the same: one scene would be in two splits"
-            )
+            raise InputError(f"photographs {hashed[sha256]} and {file} are the same: one scene would be in two splits")
         hashed[sha256] = file
     if len(hashed) < 3:
-        raise InputError(
-            f"{len(hashed)} photographs: expected at least 3, one each to train, validate and test"
-        )
+        raise InputError(f"{len(hashed)} photographs: expected at least 3, one each to train, validate and test")
     return list(hashed.items()), ignored
 
 
@@ -216,9 +212,7 @@ def _check(config: Synthesis) -> None:
     if not 1 <= config.frames <= 100:
         raise InputError(f"frames {config.frames}: expected 1 to 100")
     if config.max_side != 0 and config.max_side < SMALLEST_SIDE:
-        raise InputError(
-            f"max_side {config.max_side}: expected at least {SMALLEST_SIDE}, or 0 to reduce nothing"
-        )
+        raise InputError(f"max_side {config.max_side}: expected at least {SMALLEST_SIDE}, or 0 to reduce nothing")
 
 
 def _already_made(out: Path, record: dict[str, object]) -> bool:

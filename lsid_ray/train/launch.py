@@ -1,6 +1,7 @@
 """A run: check it, hand it to Ray Train, follow its events, keep its best checkpoint at hand.
 
 STORAGE/NAME/experiment.json    the resolved experiment
+STORAGE/NAME/data.sha256        digest of what it is trained and validated on
 STORAGE/NAME/metrics.jsonl      one event a line
 STORAGE/NAME/tensorboard/       the same for TensorBoard
 STORAGE/NAME/checkpoint_*/      Ray Train's: the best and the last
@@ -60,13 +61,13 @@ def train(
     config.check(experiment)
     shards_folder = str(Path(shards_folder).resolve())
     shards = open_shards(shards_folder, ["train"])
-    open_shards(shards_folder, ["validation"])
+    digest = open_shards(shards_folder, ["train", "validation"]).digest
     schedule = Schedule(shards.pairs, experiment.training)
     cluster = experiment.cluster
     check_workers(cluster.num_workers, cluster.cpus_per_worker, cluster.use_gpu)
     storage = Path(experiment.storage).resolve()
     folder = storage / experiment.name
-    _claim(folder, experiment)
+    _claim(folder, experiment, digest)
     events = Queue(actor_options={"num_cpus": 0})
     log = _Log(folder, on_event)
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {})
@@ -112,12 +113,12 @@ def last_step(folder: Path) -> int:
     return 0 if last is None else last.get_metadata()["step"]
 
 
-def _claim(folder: Path, experiment: config.Experiment) -> None:
-    """Write the experiment into the run's folder, or find there the same one.
+def _claim(folder: Path, experiment: config.Experiment, data_digest: str) -> None:
+    """Write the experiment and its data's digest into the run's folder, or find there the same ones.
 
-    Raises: InputError when the folder holds another experiment.
+    Raises: InputError when the folder holds another experiment, or one on other data.
     """
-    path = folder / "experiment.json"
+    path, data = folder / "experiment.json", folder / "data.sha256"
     if path.exists():
         before = config.identity(config.from_json(path.read_text(), str(path)))
         now = config.identity(experiment)
@@ -128,8 +129,14 @@ def _claim(folder: Path, experiment: config.Experiment) -> None:
                 f"--name {experiment.name}: {folder} holds another experiment ({room}.{field} is "
                 f"{before[room][field]} there, {now[room][field]} here); choose another --name"
             )
+        if data.read_text() != data_digest:
+            raise InputError(
+                f"--name {experiment.name}: {folder} was trained on other data than "
+                f"{experiment.data.shards or experiment.data.root}; choose another --name"
+            )
         return
     folder.mkdir(parents=True, exist_ok=True)
+    data.write_text(data_digest)
     partial = folder / ".experiment.json.partial"
     partial.write_text(config.to_json(experiment))
     os.replace(partial, path)
