@@ -39,7 +39,7 @@ class Evaluate:
     include_misaligned: bool = False
     """Score SID's scenes 10034, 10045 and 10172 too, whose long does not lie on its shorts."""
     use_gpu: bool = False
-    """One actor a GPU, instead of one for every two CPUs."""
+    """Predict on GPUs, one frame each at a time, instead of on CPUs."""
 
 
 def main() -> None:

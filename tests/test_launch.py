@@ -1,5 +1,6 @@
 """Whole runs under Ray Train on a real cluster: distributed, interrupted, diverging, refused."""
 
+import contextlib
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import ray
 import torch
@@ -104,13 +106,14 @@ def test_a_killed_worker_costs_only_what_came_after_the_last_checkpoint(
 
 
 def worker_processes() -> list[int]:
-    """Process ids of the training workers that are alive."""
-    from ray.util.state import list_actors
-
-    address = ray.get_runtime_context().gcs_address
-    alive = [("state", "=", "ALIVE"), ("class_name", "=", "RayTrainWorker")]
-    actors = list_actors(address=address, filters=alive)
-    return [actor.pid for actor in actors]
+    """Process ids of the training workers that are alive on this session's cluster, and on no other."""
+    session = Path(ray._private.worker._global_node.get_session_dir_path()).name
+    found = []
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()) and session in " ".join(process.parent().cmdline()):
+                found.append(process.pid)
+    return found
 
 
 def test_a_killed_job_continues_from_its_last_checkpoint(

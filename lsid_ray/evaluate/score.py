@@ -3,6 +3,7 @@
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -105,17 +106,14 @@ def evaluate(
     if not pairs:
         raise InputError(f"{folder}: all {len(left_out)} pairs of the {split} split are of misaligned scenes")
     shown = _chosen(pairs, pictures)
-    resources = ray.cluster_resources()
-    actors = int(resources.get("GPU" if use_gpu else "CPU", 0))
-    if actors < 1:
-        raise InputError(f"the cluster has no {'GPU, expected one for --use-gpu' if use_gpu else 'CPU'}")
+    if use_gpu and not ray.cluster_resources().get("GPU"):
+        raise InputError("the cluster has no GPU, expected at least one for --use-gpu")
     rows = [{"number": n, "pair": shards.pairs.index(p), "picture": n in shown} for n, p in enumerate(pairs)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _Scorer,
-        fn_constructor_args=(str(checkpoint), str(folder), split, tile, use_gpu),
-        concurrency=min(actors, len(rows)),
+        _score_row,
+        fn_args=(str(checkpoint), str(folder), split, tile, use_gpu),
+        num_cpus=1,
         num_gpus=1 if use_gpu else 0,
-        num_cpus=0.5,  # one thread each, and CPUs left for the rest of the plan
     )
     results = {}
     progress(0, len(pairs))
@@ -151,18 +149,19 @@ def _chosen(pairs: list[PackedPair], count: int) -> set[int]:
     return {number for _, number in sorted(turns, key=lambda turn: turn[0])[:count]}
 
 
-class _Scorer:
-    """One actor: loads the network once, scores one frame a call."""
+@lru_cache(maxsize=1)
+def _opened(checkpoint: str, folder: str, split: Split, use_gpu: bool) -> tuple[Generator, Shards, torch.device]:
+    """Network and index, once for each process that scores."""
+    device = torch.device("cuda" if use_gpu else "cpu")
+    return load_generator(checkpoint)[0].to(device), open_shards(folder, [split]), device
 
-    def __init__(self, checkpoint: str, folder: str, split: Split, tile: int, use_gpu: bool):
-        self.device = torch.device("cuda" if use_gpu else "cpu")
-        self.generator = load_generator(checkpoint)[0].to(self.device)
-        self.shards, self.tile = open_shards(folder, [split]), tile
 
-    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        pair = self.shards.pairs[row["pair"]]
-        score, picture = score_pair(self.generator, self.shards, pair, self.device, self.tile, row["picture"])
-        return {"number": row["number"], "score": score, "picture": picture}
+def _score_row(
+    row: dict[str, Any], checkpoint: str, folder: str, split: Split, tile: int, use_gpu: bool
+) -> dict[str, Any]:
+    generator, shards, device = _opened(checkpoint, folder, split, use_gpu)
+    score, picture = score_pair(generator, shards, shards.pairs[row["pair"]], device, tile, row["picture"])
+    return {"number": row["number"], "score": score, "picture": picture}
 
 
 def score_pair(
