@@ -2,9 +2,8 @@
 
     python jobs/pack.py --root SID/Sony --out SID/Sony-shards
 
-ROOT holds short/ and long/ with SID's names. SID's Sony set takes about as many hours as it has gigabytes per
-core and minute; progress shows the rate and the time left. The last line names the shards' folder. Exit code 1
-when some files were left out: each is named with its reason.
+ROOT holds short/ and long/ with SID's names. Shows the rate and the time left; the last line names the shards' folder.
+Exit code 1 when some files were left out: each is named with its reason. Run again, it finds that nothing is to do.
 """
 
 from dataclasses import dataclass

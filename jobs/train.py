@@ -33,6 +33,7 @@ def main() -> None:
         made = synthesize(Synthesis(Path(data.root)))
         print(f"made {len(made.scenes)} scenes from scikit-image's photographs in {data.root}")
     cluster.connect()
+    cluster.check_workers(experiment.cluster)
     shards, failures = data.shards or default_shards(data.root), ()
     if data.root:
         with counting("packing", "files") as progress:

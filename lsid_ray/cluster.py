@@ -10,6 +10,7 @@ import os
 import ray
 from ray.data import DataContext
 
+from lsid_ray.config import Cluster
 from lsid_ray.errors import InputError
 
 READING_CPUS = 0.5  # of one task that reads training samples
@@ -34,21 +35,21 @@ def quiet() -> None:
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 
-def check_workers(num_workers: int, cpus_per_worker: float, use_gpu: bool) -> None:
+def check_workers(wanted: Cluster) -> None:
     """Refuse a worker group that the cluster cannot hold beside one task that reads data.
 
     Raises: InputError naming the options, what they need and what the cluster has.
     """
     has = ray.cluster_resources()
     cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
-    needs = num_workers * cpus_per_worker + READING_CPUS
+    needs = wanted.num_workers * wanted.cpus_per_worker + READING_CPUS
     if needs > cpus:
         raise InputError(
-            f"--cluster.num-workers {num_workers} with --cluster.cpus-per-worker {cpus_per_worker:g} needs "
-            f"{needs:g} CPUs ({READING_CPUS:g} of them to read data), the cluster has {cpus:g}"
+            f"--cluster.num-workers {wanted.num_workers} with --cluster.cpus-per-worker {wanted.cpus_per_worker:g} "
+            f"needs {needs:g} CPUs ({READING_CPUS:g} of them to read data), the cluster has {cpus:g}"
         )
-    if use_gpu and num_workers > gpus:
+    if wanted.use_gpu and wanted.num_workers > gpus:
         raise InputError(
-            f"--cluster.use-gpu with --cluster.num-workers {num_workers} needs {num_workers} GPUs, "
+            f"--cluster.use-gpu with --cluster.num-workers {wanted.num_workers} needs {wanted.num_workers} GPUs, "
             f"the cluster has {gpus:g}"
         )

@@ -54,8 +54,8 @@ class Synthesis:
     """Amplification ratios, each a short exposure of 10 s / ratio of every scene; 1 to 300."""
     frames: int = 1
     """Short exposures of each scene and ratio, with noise of their own."""
-    max_side: int = 1024
-    """Larger photographs are reduced by an area mean until no side is longer, in pixels; 0 keeps all."""
+    max_side: int = 0
+    """Larger photographs are reduced by an area mean until no side is longer, in pixels; 0 keeps all as they are."""
 
 
 @dataclass(frozen=True)

@@ -64,7 +64,7 @@ def train(
     digest = open_shards(shards_folder, ["train", "validation"]).digest
     schedule = Schedule(shards.pairs, experiment.training)
     cluster = experiment.cluster
-    check_workers(cluster.num_workers, cluster.cpus_per_worker, cluster.use_gpu)
+    check_workers(cluster)
     storage = Path(experiment.storage).resolve()
     folder = storage / experiment.name
     _claim(folder, experiment, digest)

@@ -1,0 +1,23 @@
+"""What a job may take of the cluster."""
+
+import pytest
+
+from lsid_ray.cluster import check_workers
+from lsid_ray.config import Cluster
+from lsid_ray.errors import InputError
+
+
+@pytest.mark.parametrize("workers, cpus", [(1, 3.5), (3, 1), (7, 0.5)])
+def test_workers_that_leave_room_for_reading_are_let_in(cluster: None, workers: int, cpus: float) -> None:
+    check_workers(Cluster(num_workers=workers, cpus_per_worker=cpus))
+
+
+@pytest.mark.parametrize("workers, cpus", [(1, 4), (4, 1), (8, 0.5)])
+def test_workers_that_would_hold_every_cpu_are_refused(cluster: None, workers: int, cpus: float) -> None:
+    with pytest.raises(InputError, match=rf"num-workers {workers} .* needs 4\.5 CPUs .*the cluster has 4"):
+        check_workers(Cluster(num_workers=workers, cpus_per_worker=cpus))
+
+
+def test_gpus_that_are_not_there_are_refused(cluster: None) -> None:
+    with pytest.raises(InputError, match=r"--cluster\.use-gpu .* needs 2 GPUs, the cluster has 0"):
+        check_workers(Cluster(num_workers=2, use_gpu=True))
