@@ -129,7 +129,7 @@ class Cluster:
     use_gpu: bool = False
     """One GPU a worker and nccl, instead of CPUs and gloo."""
     cpus_per_worker: float = 1.0
-    """CPUs reserved for each worker; some must be left for the tasks that read data."""
+    """CPUs of each worker, and so its threads; some must be left for the tasks that read data."""
     max_failures: int = 3
     """Worker failures (a lost node, a killed process) after which the run gives up."""
 

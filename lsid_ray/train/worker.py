@@ -1,6 +1,5 @@
 """THE training loop: what every worker runs. The only file that reports to Ray Train or restores from it."""
 
-import os
 import tempfile
 import time
 from collections import deque
@@ -37,8 +36,6 @@ def train_worker(options: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = get_device()
-    if device.type == "cpu":
-        torch.set_num_threads(max(1, (os.cpu_count() or 1) // context.get_local_world_size()))
 
     # --- Data: the schedule of this run; full frames to validate on
     schedule = Schedule(open_shards(options["shards"], ["train"]).pairs, training)
