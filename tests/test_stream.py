@@ -5,12 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
-from ray.data import Dataset, ExecutionOptions
+from ray.data import Dataset
 
 from lsid_ray.config import Training
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.shards import Shards, open_shards
-from lsid_ray.data.stream import check_order, training_stream
+from lsid_ray.data.stream import check_order, execution_options, training_stream
 
 TRAINING = Training(epochs=3, batch_size=4, crop=16, crops_per_pair=3)
 
@@ -25,9 +25,9 @@ def consume(iterator: ray.data.DataIterator, rows: int) -> list[list[int]]:
     return [batch["number"].tolist() for batch in iterator.iter_batches(batch_size=rows, prefetch_batches=1)]
 
 
-def steps_of(stream: Dataset, world: int) -> list[list[list[int]]]:
+def steps_of(stream: Dataset, schedule: Schedule, world: int) -> list[list[list[int]]]:
     """The sample numbers of each worker's part of each step."""
-    stream.context.execution_options = ExecutionOptions(preserve_order=True)
+    stream.context.execution_options = execution_options(schedule)
     parts = stream.streaming_split(world, equal=True)
     return ray.get([consume.remote(part, TRAINING.batch_size // world) for part in parts], timeout=120)
 
@@ -35,7 +35,7 @@ def steps_of(stream: Dataset, world: int) -> list[list[list[int]]]:
 @pytest.mark.parametrize("world", [1, 2])
 def test_each_step_has_its_samples_whatever_the_number_of_workers(opened: Shards, world: int) -> None:
     schedule = Schedule(opened.pairs, TRAINING)
-    workers = steps_of(training_stream(opened, schedule, 0, world), world)
+    workers = steps_of(training_stream(opened, schedule, 0, world), schedule, world)
     assert len(workers[0]) == schedule.total_steps
     for step, parts in enumerate(zip(*workers, strict=True)):
         for part in parts:
@@ -45,7 +45,7 @@ def test_each_step_has_its_samples_whatever_the_number_of_workers(opened: Shards
 
 def test_a_stream_can_begin_at_any_step(opened: Shards) -> None:
     schedule = Schedule(opened.pairs, TRAINING)
-    steps = steps_of(training_stream(opened, schedule, 5, 1), 1)[0]
+    steps = steps_of(training_stream(opened, schedule, 5, 1), schedule, 1)[0]
     assert steps[0] == [20, 21, 22, 23] and len(steps) == schedule.total_steps - 5
 
 

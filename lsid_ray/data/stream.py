@@ -4,13 +4,15 @@ from typing import Any
 
 import numpy as np
 import ray.data
-from ray.data import Dataset
+from ray.data import Dataset, ExecutionOptions, ExecutionResources
 
 from lsid_ray.cluster import READING_CPUS
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.shards import Shards
 
-BLOCK_BYTES = 32 << 20  # measured (RAY.md): blocks of 64 MB stream 2.5 times faster than blocks of 134 MB
+BLOCK_BYTES = 32 << 20  # blocks of 134 MB stream 2.5 times slower than blocks of 64 MB (2 cores, ray 2.60)
+READ_AHEAD_STEPS = 16
+READ_AHEAD_LEAST_BYTES = 64 << 20
 
 
 def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_workers: int) -> Dataset:
@@ -25,13 +27,27 @@ def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_wor
     """
     batch = schedule.training.batch_size
     first, last = start_step * batch, schedule.total_steps * batch
-    side = schedule.training.crop + 1
-    rows = _block_rows(batch // num_workers, sample_bytes=2 * (4 * side**2 + 3 * (2 * side) ** 2))
+    rows = _block_rows(batch // num_workers, _sample_bytes(schedule))
     numbers = ray.data.range(last - first, override_num_blocks=1)
     # Another num_cpus than the rows' keeps Ray from fusing both into a single task that reads everything.
     return numbers.repartition(target_num_rows_per_block=rows).map_batches(
         _read_samples, batch_size=rows, num_cpus=READING_CPUS, fn_kwargs={"source": _Source(shards, schedule, first)}
     )
+
+
+def execution_options(schedule: Schedule) -> ExecutionOptions:
+    """How a training stream is to be run: in order, and only so far ahead that training does not wait.
+
+    Without a limit Ray reads ahead until the object store is full, at the cost of the cores that train.
+    """
+    ahead = READ_AHEAD_STEPS * schedule.training.batch_size * _sample_bytes(schedule)
+    memory = ExecutionResources(object_store_memory=max(ahead, READ_AHEAD_LEAST_BYTES))
+    return ExecutionOptions(preserve_order=True, resource_limits=memory)
+
+
+def _sample_bytes(schedule: Schedule) -> int:
+    side = schedule.training.crop + 1
+    return 2 * (4 * side**2 + 3 * (2 * side) ** 2)
 
 
 def _block_rows(worker_batch: int, sample_bytes: int) -> int:

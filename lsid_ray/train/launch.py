@@ -21,7 +21,6 @@ from typing import Any
 
 import ray.data
 import ray.train
-from ray.data import ExecutionOptions
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.util.queue import Empty, Queue
@@ -31,7 +30,7 @@ from lsid_ray import config
 from lsid_ray.cluster import check_workers
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.shards import Shards, open_shards
-from lsid_ray.data.stream import training_stream
+from lsid_ray.data.stream import execution_options, training_stream
 from lsid_ray.errors import InputError, PartFailure
 from lsid_ray.model import checkpoint
 from lsid_ray.train.worker import train_worker
@@ -86,7 +85,7 @@ def train(
             ),
         ),
         datasets={"train": lambda: _stream(shards, schedule, folder, cluster.num_workers)},
-        dataset_config=DataConfig(["train"], execution_options=ExecutionOptions(preserve_order=True)),
+        dataset_config=DataConfig(["train"], execution_options=execution_options(schedule)),
     )
     with log.following(events):
         try:
