@@ -13,7 +13,8 @@ from ray.data import DataContext
 from lsid_ray.config import Cluster
 from lsid_ray.errors import InputError
 
-READING_CPUS = 0.5  # of one task that reads training samples
+READER_CPUS = 0.5  # of one actor that reads training samples; there are as many as are needed and have room
+READING_CPUS = 1 + READER_CPUS  # at least: one reader, and the task that hands out work to all of them
 
 
 def connect() -> None:
@@ -36,7 +37,7 @@ def quiet() -> None:
 
 
 def check_workers(wanted: Cluster) -> None:
-    """Refuse a worker group that the cluster cannot hold beside one task that reads data.
+    """Refuse a worker group that the cluster cannot hold beside what reads the data for it.
 
     Raises: InputError naming the options, what they need and what the cluster has.
     """

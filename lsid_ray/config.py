@@ -129,7 +129,7 @@ class Cluster:
     use_gpu: bool = False
     """One GPU a worker and nccl, instead of CPUs and gloo."""
     cpus_per_worker: float = 1.0
-    """CPUs of each worker, and so its threads; some must be left for the tasks that read data."""
+    """CPUs of each worker, and so its threads (at least 1); 1.5 must be left for what reads the data."""
     max_failures: int = 3
     """Worker failures (a lost node, a killed process) after which the run gives up."""
 
@@ -162,7 +162,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
             loss=Loss(adv_weight=0.002, warmup_steps=800, ramp_steps=200),
             optimizer=Optimizer(generator_lr=2e-3, discriminator_lr=2e-4, ema_decay=0.99),
             training=Training(epochs=20, batch_size=8, crop=48, crops_per_pair=40, validate_every=4),
-            cluster=Cluster(num_workers=2, cpus_per_worker=0.5),
+            cluster=Cluster(num_workers=2, cpus_per_worker=0.25),
         ),
     ),
     "sid-sony": (

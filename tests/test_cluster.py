@@ -7,12 +7,12 @@ from lsid_ray.config import Cluster
 from lsid_ray.errors import InputError
 
 
-@pytest.mark.parametrize("workers, cpus", [(1, 3.5), (3, 1), (7, 0.5)])
+@pytest.mark.parametrize("workers, cpus", [(1, 2.5), (2, 1), (5, 0.5)])
 def test_workers_that_leave_room_for_reading_are_let_in(cluster: None, workers: int, cpus: float) -> None:
     check_workers(Cluster(num_workers=workers, cpus_per_worker=cpus))
 
 
-@pytest.mark.parametrize("workers, cpus", [(1, 4), (4, 1), (8, 0.5)])
+@pytest.mark.parametrize("workers, cpus", [(1, 3), (3, 1), (6, 0.5)])
 def test_workers_that_would_hold_every_cpu_are_refused(cluster: None, workers: int, cpus: float) -> None:
     with pytest.raises(InputError, match=rf"num-workers {workers} .* needs 4\.5 CPUs .*the cluster has 4"):
         check_workers(Cluster(num_workers=workers, cpus_per_worker=cpus))

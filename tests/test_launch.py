@@ -165,7 +165,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_files(
 
 
 def test_what_the_cluster_cannot_hold_is_refused_at_once(shards: Path, experiment: MakeExperiment) -> None:
-    with pytest.raises(InputError, match=r"--cluster.num-workers 4 .* needs 4.5 CPUs .* the cluster has 4"):
+    with pytest.raises(InputError, match=r"--cluster.num-workers 4 .* needs 5.5 CPUs .* the cluster has 4"):
         train(experiment(cluster={"num_workers": 4}), str(shards))
     with pytest.raises(InputError, match="needs 2 GPUs, the cluster has 0"):
         train(experiment(cluster={"use_gpu": True}), str(shards))

@@ -1,17 +1,21 @@
 """The schedule as a Ray Data dataset: rows of samples go in, crops as bytes of pixels come out."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
+import ray
 import ray.data
-from ray.data import Dataset, ExecutionOptions, ExecutionResources
+from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources
 
-from lsid_ray.cluster import READING_CPUS
+from lsid_ray.cluster import READER_CPUS
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.shards import Shards
 
 BLOCK_BYTES = 32 << 20  # blocks of 134 MB stream 2.5 times slower than blocks of 64 MB (2 cores, ray 2.60)
 READ_AHEAD_STEPS = 16
+NUMBERING_CPUS = 0.01  # `ray.data.range` would hold a whole one
+NUMBERS_AT_ONCE = 1 << 16
 READ_AHEAD_LEAST_BYTES = 64 << 20
 
 
@@ -28,10 +32,15 @@ def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_wor
     batch = schedule.training.batch_size
     first, last = start_step * batch, schedule.total_steps * batch
     rows = _block_rows(batch // num_workers, _sample_bytes(schedule))
-    numbers = ray.data.range(last - first, override_num_blocks=1)
-    # Another num_cpus than the rows' keeps Ray from fusing both into a single task that reads everything.
+    numbers = ray.data.from_items([{"first": first, "last": last}])
+    numbers = numbers.map_batches(_number, batch_size=rows, num_cpus=NUMBERING_CPUS)
     return numbers.repartition(target_num_rows_per_block=rows).map_batches(
-        _read_samples, batch_size=rows, num_cpus=READING_CPUS, fn_kwargs={"source": _Source(shards, schedule, first)}
+        _Reader,
+        fn_constructor_args=(shards, schedule),
+        batch_size=rows,
+        # Readers that stay: Ray ends idle task processes beyond the number of CPUs, and starting one costs seconds.
+        compute=ActorPoolStrategy(min_size=1, max_size=max(1, int(ray.cluster_resources().get("CPU", 1)))),
+        num_cpus=READER_CPUS,
     )
 
 
@@ -56,35 +65,39 @@ def _block_rows(worker_batch: int, sample_bytes: int) -> int:
     return max([n for n in parts if n * sample_bytes <= BLOCK_BYTES], default=1)
 
 
-class _Source:
-    """What the reading tasks need."""
+def _number(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    first, last = int(batch["first"][0]), int(batch["last"][0])
+    for start in range(first, last, NUMBERS_AT_ONCE):
+        yield {"number": np.arange(start, min(start + NUMBERS_AT_ONCE, last))}
 
-    def __init__(self, shards: Shards, schedule: Schedule, first: int):
-        self.shards, self.schedule, self.first = shards, schedule, first
 
+class _Reader:
+    """Reads the samples of given numbers, which follow each other."""
 
-def _read_samples(batch: dict[str, np.ndarray], source: _Source) -> dict[str, Any]:
-    numbers = batch["id"] + source.first
-    shards, schedule = source.shards, source.schedule
-    side = schedule.training.crop + 1
-    columns: dict[str, list] = {name: [] for name in COLUMNS}
-    for number, sample in zip(numbers, schedule.samples(int(numbers[0]), int(numbers[-1]) + 1), strict=True):
-        pair = shards.pairs[sample.pair]
-        top, _, left, _ = pair.short.padding
-        values = (
-            number,
-            pair.name,
-            shards.short_window(pair, sample.y, sample.x, side, side),
-            shards.long_window(pair, 2 * sample.y - top, 2 * sample.x - left, 2 * side, 2 * side),
-            pair.short.plane_black,
-            np.float32(pair.short.white),
-            np.asarray(pair.short.white_balance, np.float32),
-            np.float32(pair.ratio),
-            np.array([sample.flip_rows, sample.flip_columns, sample.transpose]),
-        )
-        for column, value in zip(columns.values(), values, strict=True):
-            column.append(value)
-    return {name: np.stack(column) for name, column in columns.items()}
+    def __init__(self, shards: Shards, schedule: Schedule):
+        self.shards, self.schedule = shards, schedule
+
+    def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        numbers, shards, schedule = batch["number"], self.shards, self.schedule
+        side = schedule.training.crop + 1
+        columns: dict[str, list] = {name: [] for name in COLUMNS}
+        for number, sample in zip(numbers, schedule.samples(int(numbers[0]), int(numbers[-1]) + 1), strict=True):
+            pair = shards.pairs[sample.pair]
+            top, _, left, _ = pair.short.padding
+            values = (
+                number,
+                pair.name,
+                shards.short_window(pair, sample.y, sample.x, side, side),
+                shards.long_window(pair, 2 * sample.y - top, 2 * sample.x - left, 2 * side, 2 * side),
+                pair.short.plane_black,
+                np.float32(pair.short.white),
+                np.asarray(pair.short.white_balance, np.float32),
+                np.float32(pair.ratio),
+                np.array([sample.flip_rows, sample.flip_columns, sample.transpose]),
+            )
+            for column, value in zip(columns.values(), values, strict=True):
+                column.append(value)
+        return {name: np.stack(column) for name, column in columns.items()}
 
 
 COLUMNS = ("number", "name", "short", "long", "black", "white", "white_balance", "ratio", "flips")
