@@ -3,7 +3,7 @@
     python jobs/evaluate.py runs/demo/best --shards data/demo-shards --split test
 
 Writes report.html with pictures, report.json and scores.csv, and ends with a table by amplification ratio and the
-report's path. A 12-megapixel frame takes about a second on a GPU, a minute or more on a CPU.
+report's path. A few seconds, and per frame as long as LibRaw and the network take.
 """
 
 from dataclasses import dataclass

@@ -29,7 +29,7 @@ def main() -> None:
     if command.dry_run:
         return
     data = experiment.data
-    if data.embedded and not Path(data.root).exists():
+    if data.root == config.EMBEDDED_ROOT and not Path(data.root).exists():
         made = synthesize(Synthesis(Path(data.root)))
         print(f"made {len(made.scenes)} scenes from scikit-image's photographs in {data.root}")
     cluster.connect()

@@ -13,17 +13,18 @@ from typing import Any, Literal
 
 from lsid_ray.errors import InputError
 
+EMBEDDED_ROOT = "data/demo"
+
 
 @dataclass(frozen=True)
 class Data:
     """Where the photographs are."""
 
     root: str = ""
-    """Folder that holds short/ and long/ raw files with SID's names (10003_00_0.04s.ARW)."""
+    """Folder that holds short/ and long/ raw files with SID's names (10003_00_0.04s.ARW). data/demo is made when it is
+    not there: scikit-image's photographs with calibrated sensor noise."""
     shards: str = ""
     """Folder of the packed shards; made from `root` when it is not there. Empty: `root` + "-shards"."""
-    embedded: bool = False
-    """Make `root` from scikit-image's photographs with calibrated sensor noise when it is not there."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "The embedded data set on this machine, no GPU: a few minutes on 2 cores.",
         Experiment(
             name="demo",
-            data=Data(root="data/demo", embedded=True),
+            data=Data(root=EMBEDDED_ROOT),
             generator=Generator(width=16, depth=3),
             discriminator=Discriminator(width=16, layers=2),
             loss=Loss(adv_weight=0.002, warmup_steps=800, ramp_steps=200),
