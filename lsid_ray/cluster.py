@@ -13,8 +13,8 @@ from ray.data import DataContext
 from lsid_ray.config import Cluster
 from lsid_ray.errors import InputError
 
-READER_CPUS = 0.5  # of one actor that reads training samples; there are as many as are needed and have room
-READING_CPUS = 1 + READER_CPUS  # at least: one reader, and the task that hands out work to all of them
+READER_CPUS = 0.5  # of one actor that reads training samples
+SOURCE_CPUS = 1  # of the task that hands out work to the readers
 
 
 def connect() -> None:
@@ -43,11 +43,13 @@ def check_workers(wanted: Cluster) -> None:
     """
     has = ray.cluster_resources()
     cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
-    needs = wanted.num_workers * wanted.cpus_per_worker + READING_CPUS
+    reading = SOURCE_CPUS + wanted.readers * READER_CPUS
+    needs = wanted.num_workers * wanted.cpus_per_worker + reading
     if needs > cpus:
         raise InputError(
             f"--cluster.num-workers {wanted.num_workers} with --cluster.cpus-per-worker {wanted.cpus_per_worker:g} "
-            f"needs {needs:g} CPUs ({READING_CPUS:g} of them to read data), the cluster has {cpus:g}"
+            f"needs {needs:g} CPUs ({reading:g} of them to read data, with --cluster.readers {wanted.readers}), "
+            f"the cluster has {cpus:g}"
         )
     if wanted.use_gpu and wanted.num_workers > gpus:
         raise InputError(

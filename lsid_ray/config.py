@@ -130,7 +130,9 @@ class Cluster:
     use_gpu: bool = False
     """One GPU a worker and nccl, instead of CPUs and gloo."""
     cpus_per_worker: float = 1.0
-    """CPUs of each worker, and so its threads (at least 1); 1.5 must be left for what reads the data."""
+    """CPUs of each worker, and so its threads (at least 1). One CPU and the readers' must be left."""
+    readers: int = 1
+    """Actors that read and crop for all workers, half a CPU each. More where training waits for data."""
     max_failures: int = 3
     """Worker failures (a lost node, a killed process) after which the run gives up."""
 
@@ -172,7 +174,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
             name="sid-sony",
             loss=Loss(adv_weight=0.01, warmup_steps=10_000, ramp_steps=5_000),
             training=Training(epochs=500, batch_size=16, crop=256, crops_per_pair=2),
-            cluster=Cluster(use_gpu=True, cpus_per_worker=4),
+            cluster=Cluster(use_gpu=True, cpus_per_worker=4, readers=8),
         ),
     ),
     "seed": (
@@ -184,7 +186,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
             loss=Loss(l1_weight=100, adv_weight=1, adversarial="bce"),
             optimizer=Optimizer(betas=(0.5, 0.999), schedule="constant", ema_decay=0),
             training=Training(flip_probability=0.2, transpose_probability=0),
-            cluster=Cluster(use_gpu=True, cpus_per_worker=4),
+            cluster=Cluster(use_gpu=True, cpus_per_worker=4, readers=8),
         ),
     ),
     "chen": (
@@ -195,7 +197,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
             loss=Loss(adv_weight=0),
             optimizer=Optimizer(generator_lr=1e-4, betas=(0.9, 0.999), schedule="drop", ema_decay=0),
             training=Training(epochs=4000, batch_size=1, epoch_draw="scenes", validate_every=100),
-            cluster=Cluster(use_gpu=True, cpus_per_worker=4),
+            cluster=Cluster(use_gpu=True, cpus_per_worker=4, readers=8),
         ),
     ),
 }
@@ -222,6 +224,7 @@ def check(experiment: Experiment) -> None:
         "--training.tile": e.training.tile,
         "--cluster.num-workers": e.cluster.num_workers,
         "--cluster.cpus-per-worker": e.cluster.cpus_per_worker,
+        "--cluster.readers": e.cluster.readers,
         "--loss.l1-weight": e.loss.l1_weight,
     }
     for option, value in positive.items():

@@ -18,6 +18,12 @@ def test_workers_that_would_hold_every_cpu_are_refused(cluster: None, workers: i
         check_workers(Cluster(num_workers=workers, cpus_per_worker=cpus))
 
 
+def test_readers_count_too(cluster: None) -> None:
+    check_workers(Cluster(num_workers=1, cpus_per_worker=1, readers=4))
+    with pytest.raises(InputError, match=r"needs 4\.5 CPUs \(3\.5 of them to read data, with --cluster\.readers 5\)"):
+        check_workers(Cluster(num_workers=1, cpus_per_worker=1, readers=5))
+
+
 def test_gpus_that_are_not_there_are_refused(cluster: None) -> None:
     with pytest.raises(InputError, match=r"--cluster\.use-gpu .* needs 2 GPUs, the cluster has 0"):
         check_workers(Cluster(num_workers=2, use_gpu=True))

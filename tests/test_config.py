@@ -134,6 +134,7 @@ POSITIVE = [
     "--training.crops-per-pair",
     "--training.validate-every",
     "--training.tile",
+    "--cluster.readers",
     "--cluster.num-workers",
     "--cluster.cpus-per-worker",
     "--loss.l1-weight",

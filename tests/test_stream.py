@@ -35,7 +35,7 @@ def steps_of(stream: Dataset, schedule: Schedule, world: int) -> list[list[list[
 @pytest.mark.parametrize("world", [1, 2])
 def test_each_step_has_its_samples_whatever_the_number_of_workers(opened: Shards, world: int) -> None:
     schedule = Schedule(opened.pairs, TRAINING)
-    workers = steps_of(training_stream(opened, schedule, 0, world), schedule, world)
+    workers = steps_of(training_stream(opened, schedule, 0, world, readers=2), schedule, world)
     assert len(workers[0]) == schedule.total_steps
     for step, parts in enumerate(zip(*workers, strict=True)):
         for part in parts:

@@ -4,7 +4,6 @@ from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
-import ray
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources
 
@@ -19,7 +18,7 @@ NUMBERS_AT_ONCE = 1 << 16
 READ_AHEAD_LEAST_BYTES = 64 << 20
 
 
-def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_workers: int) -> Dataset:
+def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_workers: int, readers: int = 1) -> Dataset:
     """All remaining steps of a run as one dataset, so that no epoch waits for the next one's plan.
 
     Every block belongs to one worker's part of one step, and Ray, told to preserve the order, hands blocks out in
@@ -38,8 +37,9 @@ def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_wor
         _Reader,
         fn_constructor_args=(shards, schedule),
         batch_size=rows,
-        # Readers that stay: Ray ends idle task processes beyond the number of CPUs, and starting one costs seconds.
-        compute=ActorPoolStrategy(min_size=1, max_size=max(1, int(ray.cluster_resources().get("CPU", 1)))),
+        # Readers that stay: Ray ends idle tasks' processes beyond the number of CPUs, and idle actors of a pool that
+        # may shrink; starting one again costs seconds of a core.
+        compute=ActorPoolStrategy(size=readers),
         num_cpus=READER_CPUS,
     )
 

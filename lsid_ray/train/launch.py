@@ -84,7 +84,7 @@ def train(
                 num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
             ),
         ),
-        datasets={"train": lambda: _stream(shards, schedule, folder, cluster.num_workers)},
+        datasets={"train": lambda: _stream(shards, schedule, folder, cluster)},
         dataset_config=DataConfig(["train"], execution_options=execution_options(schedule)),
     )
     with log.following(events):
@@ -98,10 +98,10 @@ def train(
     return Run(folder, *_keep_best(folder, result))
 
 
-def _stream(shards: Shards, schedule: Schedule, folder: Path, num_workers: int) -> ray.data.Dataset:
+def _stream(shards: Shards, schedule: Schedule, folder: Path, cluster: config.Cluster) -> ray.data.Dataset:
     """The dataset from the last checkpoint's step on; Ray calls this again for each new group of workers."""
-    start = last_step(folder)
-    return training_stream(shards, schedule, min(start, schedule.total_steps - 1), num_workers)
+    start = min(last_step(folder), schedule.total_steps - 1)
+    return training_stream(shards, schedule, start, cluster.num_workers, cluster.readers)
 
 
 def last_step(folder: Path) -> int:
