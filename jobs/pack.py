@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from lsid_ray import cluster
 from lsid_ray.commandline import parse, run_job
 from lsid_ray.data import shards
+from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.pack import default_shards, pack_folder
 from lsid_ray.errors import PartFailure
 from lsid_ray.progress import counting
@@ -32,6 +33,7 @@ def main() -> None:
     """Read the command line and pack."""
     options = parse(Pack, __doc__)
     out = options.out or default_shards(options.root)
+    read_catalog(options.root)  # a mistake shows before any process starts
     cluster.connect()
     with counting("packing", "files") as progress:
         result = pack_folder(options.root, out, tile=options.tile, progress=progress)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 from lsid_ray import cluster, config
 from lsid_ray.commandline import parse_experiment, run_job
+from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.pack import default_shards, pack_folder
 from lsid_ray.data.synthesize import Synthesis, synthesize
 from lsid_ray.errors import PartFailure
@@ -32,6 +33,8 @@ def main() -> None:
     if data.root == config.EMBEDDED_ROOT and not Path(data.root).exists():
         made = synthesize(Synthesis(Path(data.root)))
         print(f"made {len(made.scenes)} scenes from scikit-image's photographs in {data.root}")
+    if data.root:
+        read_catalog(data.root)  # a mistake shows before any process starts
     cluster.connect()
     cluster.check_workers(experiment.cluster)
     shards, failures = data.shards or default_shards(data.root), ()
