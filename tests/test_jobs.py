@@ -80,7 +80,8 @@ def test_a_mistake_is_one_line_with_exit_code_2(job: Job, data_root: Path, tmp_p
     (tmp_path / "empty").mkdir()
     fails(job("train.py sid-sony --data.root empty"), 2, "empty", "short/ and long/")
     fails(job("pack.py --root empty"), 2, "empty", "short/ and long/")
-    fails(job(f"train.py demo --data.root {data_root} --data.shards never --cluster.num-workers 8 --cluster.cpus-per-worker 1 --name n"),
+    wide = "--cluster.num-workers 8 --cluster.cpus-per-worker 1"
+    fails(job(f"train.py demo --data.root {data_root} --data.shards never {wide} --name n"),
           2, "--cluster.num-workers 8", "the cluster has 4")  # fmt: skip
     fails(job(f"train.py demo --data.root {data_root} --data.shards s --training.crop 512 --name n"),
           2, "--training.crop is 512", "packs to 72x96")  # fmt: skip
