@@ -3,6 +3,7 @@
 import io
 import itertools
 from dataclasses import fields, replace
+from datetime import datetime
 
 import numpy as np
 import pytest
@@ -29,6 +30,9 @@ def make_frame(height: int = 48, width: int = 64, **changes) -> RawFrame:
         iso=1250.0,
         exposure_s=0.0333,
         source="frame.dng",
+        aperture=2.8,
+        focal_length_mm=55.0,
+        taken=datetime(2015, 11, 3, 20, 15, 0),
     )
     return replace(frame, **changes)
 

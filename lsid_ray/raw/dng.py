@@ -110,6 +110,12 @@ def _exif_tags(frame: RawFrame) -> list[Tag]:
         tags.append((33434, _RATIONAL, _rationals([frame.exposure_s])))  # ExposureTime
     if frame.iso is not None:
         tags.append((34855, _SHORT, [min(round(frame.iso), 65535)]))  # ISOSpeedRatings
+    if frame.aperture is not None:
+        tags.append((33437, _RATIONAL, _rationals([frame.aperture])))  # FNumber
+    if frame.focal_length_mm is not None:
+        tags.append((37386, _RATIONAL, _rationals([frame.focal_length_mm])))  # FocalLength
+    if frame.taken is not None:
+        tags.append((36867, _ASCII, _ascii(f"{frame.taken:%Y:%m:%d %H:%M:%S}")))  # DateTimeOriginal
     return tags
 
 

@@ -6,7 +6,9 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import rawpy
@@ -23,6 +25,19 @@ _LONGEST_EXPOSURE_S = 86400.0  # what lies beyond is a damaged tag
 XYZ_FROM_SRGB = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
+
+
+class Sensor(Protocol):
+    """What must be known of a mosaic to make a photograph of it: a RawFrame, or a short's entry in the shards."""
+
+    cfa: str
+    black: tuple[float, ...]
+    white: float
+    white_balance: tuple[float, float, float]
+    color_matrix: tuple[tuple[float, ...], ...]
+    orientation: int
+    height: int
+    width: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +64,21 @@ class RawFrame:
     exposure_s: float | None
     source: str
     """Name of the file, without its folder."""
+    aperture: float | None = None
+    """The f-number."""
+    focal_length_mm: float | None = None
+    taken: datetime | None = None
+    """The camera's clock, without a time zone."""
+
+    @property
+    def height(self) -> int:
+        """Of the mosaic, in sensels."""
+        return self.mosaic.shape[0]
+
+    @property
+    def width(self) -> int:
+        """Of the mosaic, in sensels."""
+        return self.mosaic.shape[1]
 
 
 def read_raw(path: str | Path) -> RawFrame:
@@ -82,16 +112,21 @@ def frame_of(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
     """The frame of an opened file, before any postprocessing of it. Raises InputError when it has no CFA."""
     path = Path(path)
     cfa, colors = _cfa(raw, path)
-    black = raw.black_level_per_channel
+    black = _black_of_positions(path) if len(cfa) == 36 else None
+    white = float(raw.white_level)
+    black = black or tuple(float(raw.black_level_per_channel[color]) for color in colors)
+    if not max(black) < white:
+        raise InputError(f"{path}: black level {max(black):g} and white level {white:g}; expected black below white")
     shutter_s, iso = _decimal(raw.other.shutter_speed), _decimal(raw.other.iso_speed)
+    aperture, focal_length = _decimal(raw.other.aperture), _decimal(raw.other.focal_length)
     # 1 s at f/1 and ISO 0 is how LibRaw reads a file whose exposure tags are all zero.
-    blank = (shutter_s, iso, raw.other.aperture) == (1, 0, 1)
+    blank = (shutter_s, iso, aperture) == (1, 0, 1)
     known = 0 < shutter_s < _LONGEST_EXPOSURE_S and not blank
     return RawFrame(
         mosaic=raw.raw_image_visible.copy(),
         cfa=cfa,
-        black=tuple(float(black[color]) for color in colors),
-        white=float(raw.white_level),
+        black=black,
+        white=white,
         white_balance=_white_balance(raw),
         color_matrix=_color_matrix(raw),
         orientation=raw.sizes.flip,
@@ -99,6 +134,9 @@ def frame_of(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
         iso=iso if 0 < iso < 1e7 else None,
         exposure_s=shutter_s if known else exposure_from_name(path.name),
         source=path.name,
+        aperture=aperture if 0 < aperture < 1000 and not blank else None,
+        focal_length_mm=focal_length if 0 < focal_length < 1e5 else None,
+        taken=raw.other.timestamp if raw.other.timestamp.year > 1970 else None,
     )
 
 
@@ -122,6 +160,20 @@ def _cfa(raw: rawpy.RawPy, path: Path) -> tuple[str, list[int]]:
     if pattern.shape not in ((2, 2), (6, 6)) or set(cfa) != set("RGB"):
         raise InputError(f"{path}: colour filter array {cfa!r}; expected Bayer or X-Trans in R, G and B")
     return cfa, colors
+
+
+def _black_of_positions(path: Path) -> tuple[float, ...] | None:
+    """A DNG's black level for each of the 6x6 positions, of which rawpy gives the least only; None without them."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            pages = [page for main in file.pages for page in (main, *(main.pages or ()))]
+            page = next(page for page in pages if page.photometric == tifffile.PHOTOMETRIC.CFA)
+            if tuple(page.tags[50713].value) != (6, 6):  # BlackLevelRepeatDim
+                return None
+            values = np.array(page.tags[50714].value, np.float64).reshape(36, -1)  # BlackLevel, maybe as fractions
+    except Exception:  # no DNG, or none with such levels: LibRaw has the say
+        return None
+    return tuple((values[:, 0] / values[:, -1] if values.shape[1] == 2 else values[:, 0]).tolist())
 
 
 def _white_balance(raw: rawpy.RawPy) -> tuple[float, float, float]:
