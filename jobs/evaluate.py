@@ -15,6 +15,7 @@ import tyro
 from lsid_ray import cluster
 from lsid_ray.commandline import parse, run_job
 from lsid_ray.errors import InputError
+from lsid_ray.evaluate.predict import MEMORY_BYTES
 from lsid_ray.evaluate.report import table
 from lsid_ray.evaluate.score import evaluate
 from lsid_ray.progress import counting
@@ -32,8 +33,8 @@ class Evaluate:
     """Which scenes."""
     out: Path | None = None
     """Folder of the report. None: "report" beside the checkpoint, with the split's name unless it is test."""
-    tile: int = 512
-    """Side in packed pixels of the tiles in which frames are predicted; memory grows with its square."""
+    memory_gb: float = MEMORY_BYTES / 2**30
+    """GiB that predicting one frame may take, beside the frame itself."""
     pictures: int = 6
     """Of how many frames the report shows pictures."""
     include_misaligned: bool = False
@@ -45,8 +46,8 @@ class Evaluate:
 def main() -> None:
     """Read the command line and evaluate."""
     options = parse(Evaluate, __doc__)
-    if options.tile < 1:
-        raise InputError(f"--tile is {options.tile}: expected 1 or more")
+    if not 0 < options.memory_gb < 2**20:
+        raise InputError(f"--memory-gb is {options.memory_gb}: expected more than 0")
     name = "report" if options.split == "test" else f"report-{options.split}"
     cluster.connect()
     with counting("evaluating", "frames") as progress:
@@ -55,7 +56,7 @@ def main() -> None:
             options.shards.resolve(),
             options.split,
             options.out or options.checkpoint.parent / name,
-            tile=options.tile,
+            memory_bytes=int(options.memory_gb * 2**30),
             use_gpu=options.use_gpu,
             pictures=options.pictures,
             include_misaligned=options.include_misaligned,

@@ -1,48 +1,80 @@
-"""Pack a data set's raw files into shards.
+"""Pack raw files into shards, verify and repair these, and preview either.
 
-    python jobs/pack.py --root SID/Sony --out SID/Sony-shards
+    python jobs/pack.py pack SID/Sony
+    python jobs/pack.py verify SID/Sony-shards
+    python jobs/pack.py repair SID/Sony
+    python jobs/pack.py preview SID/Sony --out preview.png
 
-ROOT holds short/ and long/ with SID's names. Shows the rate and the time left; the last line names the shards' folder.
-Exit code 1 when some files were left out: each is named with its reason. Run again, it finds that nothing is to do.
+Shows the rate and the time left. Packing does only what is new or changed, and goes on where it was killed. What is
+left out or broken is named with its reason, and the exit code is then 1.
 """
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated
+
+from tyro.conf import Positional, arg
 
 from lsid_ray import cluster
-from lsid_ray.commandline import parse, run_job
+from lsid_ray.commandline import parse_call, run_job
+from lsid_ray.data import pack as packing
 from lsid_ray.data import shards
 from lsid_ray.data.catalog import read_catalog
-from lsid_ray.data.pack import default_shards, pack_folder
+from lsid_ray.data.preview import contact_sheet
 from lsid_ray.errors import PartFailure
 from lsid_ray.progress import counting
 
-
-@dataclass(frozen=True)
-class Pack:
-    """Pack a data set's raw files into shards."""
-
-    root: str
-    """Folder that holds short/ and long/ raw files with SID's names."""
-    out: str = ""
-    """Folder of the shards. Empty: ROOT + "-shards"."""
-    tile: int = shards.TILE
-    """Side of a tile in packed pixels."""
+Root = Annotated[str, Positional, arg(metavar="ROOT", help="Folder that holds short/ and long/, with SID's names.")]
+Out = Annotated[str, arg(help='Folder of the shards. Empty: ROOT + "-shards".')]
+Tile = Annotated[int, arg(help="Side of a tile in packed pixels.")]
+Folder = Annotated[str, Positional, arg(metavar="SHARDS", help="Folder of the shards.")]
+Data = Annotated[Path, Positional, arg(metavar="PATH", help="Folder of raw files (short/, long/), or of shards.")]
+Count = Annotated[int, arg(help="How many pairs it shows.")]
 
 
-def main() -> None:
-    """Read the command line and pack."""
-    options = parse(Pack, __doc__)
-    out = options.out or default_shards(options.root)
-    read_catalog(options.root)  # a mistake shows before any process starts
+def pack(root: Root, out: Out = "", tile: Tile = shards.TILE) -> None:
+    """Pack what is new or changed."""
+    out = out or packing.default_shards(root)
+    read_catalog(root)  # a mistake shows before any process starts
     cluster.connect()
     with counting("packing", "files") as progress:
-        result = pack_folder(options.root, out, tile=options.tile, progress=progress)
-    for name, reason in result.failures:
-        print(f"left out {name}: {reason}")
-    print(f"{result.pairs} pairs in {out}" + (" (nothing to do)" if result.already else ""))
-    if result.failures:
-        raise PartFailure(f"{len(result.failures)} files were left out of {out}")
+        done = packing.pack_folder(root, out, tile=tile, progress=progress)
+    _end("left out", done.failures, f"{done.pairs} pairs in {out} ({done.summary})")
+
+
+def verify(folder: Folder) -> None:
+    """Read every byte of the shards and name what is broken."""
+    summary = shards.read_index(folder).summary
+    cluster.connect()
+    with counting("verifying", "shards") as progress:
+        broken = packing.verify(folder, progress)
+    _end("broken", broken, f"{summary}: {'not ' if broken else ''}whole")
+
+
+def repair(root: Root, out: Out = "") -> None:
+    """Pack broken shards again, as they were."""
+    out = out or packing.default_shards(root)
+    shards.read_index(out)
+    cluster.connect()
+    with counting("repairing", "files") as progress:
+        done = packing.repair(root, out, progress)
+    print(*(f"was broken {name}: {reason}\n" for name, reason in done.broken), sep="", end="")
+    _end("broken", done.left, f"{out}: {'not ' if done.left else ''}whole")
+
+
+def preview(path: Data, out: Path = Path("preview.png"), count: Count = 12) -> None:
+    """Show pairs in one picture, short beside long."""
+    with counting("drawing", "pairs") as progress:
+        failures = contact_sheet(path, out, count, progress)
+    _end("not shown", (failure.split(": ", 1) for failure in failures), str(out))
+
+
+def _end(what: str, files: Iterable[tuple[str, str]], last: str) -> None:
+    lines = [f"{what} {name}: {reason}" for name, reason in files]
+    print(*lines, last, sep="\n")
+    if lines:
+        raise PartFailure(f"{len(lines)} files were {what}")
 
 
 if __name__ == "__main__":
-    run_job(main)
+    run_job(lambda: parse_call((pack, verify, repair, preview), __doc__)())

@@ -54,7 +54,6 @@ def main() -> None:
             shards,
             "test",
             run.folder / "report",
-            tile=experiment.training.tile,
             use_gpu=experiment.cluster.use_gpu,
             progress=progress,
         )

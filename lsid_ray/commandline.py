@@ -1,10 +1,11 @@
 """The command line of a job: options from dataclasses, and a user's mistake as one line with exit code 2."""
 
 import contextlib
+import functools
 import io
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Annotated, TypeVar
 
@@ -28,6 +29,16 @@ class ExperimentCommand:
 def parse(kind: type[Options], description: str | None) -> Options:
     """The process's arguments as `kind`, a dataclass whose docstrings are the help."""
     return _one_line(lambda: tyro.cli(kind, description=description))
+
+
+def parse_call(functions: Sequence[Callable[..., None]], description: str | None) -> Callable[[], None]:
+    """The process's arguments as a call of one of `functions`, yet to be made; each is a subcommand of its name."""
+
+    def later(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+        return functools.wraps(function)(lambda *given, **named: functools.partial(function, *given, **named))
+
+    commands = {function.__name__: later(function) for function in functions}
+    return _one_line(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=description))
 
 
 def parse_experiment(description: str | None) -> ExperimentCommand:
@@ -61,5 +72,6 @@ def _one_line(parse_arguments: Callable[[], Options]) -> Options:
         if not stop.code:
             raise
     inside = [line.strip(" │╭╮╰╯─|+-\n") for line in box.getvalue().splitlines()]
-    said = [line for line in inside if line and "For full helptext" not in line and not line.endswith("options")]
-    raise InputError(re.sub(r"\s+", " ", "; ".join(said[:3])) + f" (see {sys.argv[0]} --help)")
+    said = [line for line in inside if line and "helptext" not in line and not line.endswith("options")]
+    sentence = re.sub(r"\s+", " ", "; ".join(said[:3])).replace(":;", ":")
+    raise InputError(f"{sentence} (see {sys.argv[0]} --help)")

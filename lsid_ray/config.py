@@ -38,15 +38,19 @@ class Generator:
     gates: bool = True
     """Attention gates on the skips. Without them: SID's U-Net."""
     norm: Literal["none", "batch"] = "none"
-    """"none": a tile with enough halo equals the full frame, and the batch per worker may be small."""
+    """"none": an output pixel depends on what it sees alone, and the batch per worker may be small."""
     upsample: Literal["nearest", "transpose"] = "nearest"
     """Nearest neighbour and a 3x3 convolution, or SID's 2x2 transposed convolution."""
     negative_slope: float = 0.2
     """Slope of the LeakyReLU below zero; 0 is ReLU."""
     output: Literal["full", "half"] = "full"
     """RGB at the sensor's resolution (pixel shuffle), or at half of it."""
+    cfa: Literal["bayer", "xtrans"] = "bayer"
+    """The sensors it is for: Bayer in any phase (4 planes at a half), or Fuji's X-Trans (9 planes at a third)."""
     white_balance: bool = True
     """Multiply the input by the camera's own white balance, as the target's rendering is."""
+    color_matrix: bool = True
+    """Learn in the colours of SID's Sony; any other camera's come from there by its own colour matrix."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +119,6 @@ class Training:
     """Autocast on CUDA. On the CPU always float32."""
     validate_every: int = 10
     """Epochs between validations on full frames; each may leave a checkpoint."""
-    tile: int = 512
-    """Side in packed pixels of the tiles in which full frames are predicted."""
     seed: int = 0
     """Of the initial weights and of the schedule of crops."""
 
@@ -177,11 +179,23 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
             cluster=Cluster(use_gpu=True, cpus_per_worker=4, readers=8),
         ),
     ),
+    "sid-fuji": (
+        "SID's Fuji set: X-Trans in nine planes at a third, 27 channels to full resolution.",
+        Experiment(
+            name="sid-fuji",
+            generator=Generator(cfa="xtrans"),
+            loss=Loss(adv_weight=0.01, warmup_steps=10_000, ramp_steps=5_000),
+            training=Training(epochs=500, batch_size=16, crop=192, crops_per_pair=2),
+            cluster=Cluster(use_gpu=True, cpus_per_worker=4, readers=8),
+        ),
+    ),
     "seed": (
         "The starting point's exact recipe: half resolution, BatchNorm, cross entropy, L1 at 100:1.",
         Experiment(
             name="seed",
-            generator=Generator(width=64, norm="batch", negative_slope=0, output="half", white_balance=False),
+            generator=Generator(
+                width=64, norm="batch", negative_slope=0, output="half", white_balance=False, color_matrix=False
+            ),
             discriminator=Discriminator(norm="batch"),
             loss=Loss(l1_weight=100, adv_weight=1, adversarial="bce"),
             optimizer=Optimizer(betas=(0.5, 0.999), schedule="constant", ema_decay=0),
@@ -193,7 +207,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "SID's own recipe (Chen et al. 2018): U-Net, L1, batch 1, 4000 epochs.",
         Experiment(
             name="chen",
-            generator=Generator(gates=False, upsample="transpose", white_balance=False),
+            generator=Generator(gates=False, upsample="transpose", white_balance=False, color_matrix=False),
             loss=Loss(adv_weight=0),
             optimizer=Optimizer(generator_lr=1e-4, betas=(0.9, 0.999), schedule="drop", ema_decay=0),
             training=Training(epochs=4000, batch_size=1, epoch_draw="scenes", validate_every=100),
@@ -221,7 +235,6 @@ def check(experiment: Experiment) -> None:
         "--training.crop": e.training.crop,
         "--training.crops-per-pair": e.training.crops_per_pair,
         "--training.validate-every": e.training.validate_every,
-        "--training.tile": e.training.tile,
         "--cluster.num-workers": e.cluster.num_workers,
         "--cluster.cpus-per-worker": e.cluster.cpus_per_worker,
         "--cluster.readers": e.cluster.readers,
@@ -248,12 +261,14 @@ def check(experiment: Experiment) -> None:
     for option, value in probabilities.items():
         if not 0 <= value <= 1:
             raise InputError(f"{option} is {value}: expected 0 to 1")
+    if e.generator.output == "half" and e.generator.cfa != "bayer":
+        raise InputError(f"--generator.output is half: expected full with --generator.cfa {e.generator.cfa}")
     stride = 2**e.generator.depth
-    for option, value in {"--training.crop": e.training.crop, "--training.tile": e.training.tile}.items():
-        if value % stride:
-            raise InputError(
-                f"{option} is {value}: expected a multiple of {stride} (--generator.depth {e.generator.depth})"
-            )
+    if e.training.crop % stride:
+        raise InputError(
+            f"--training.crop is {e.training.crop}: expected a multiple of {stride} "
+            f"(--generator.depth {e.generator.depth})"
+        )
     if e.training.batch_size % e.cluster.num_workers:
         raise InputError(
             f"--training.batch-size is {e.training.batch_size}: "

@@ -10,12 +10,14 @@ LINE_SECONDS = 10.0  # between lines where there is no terminal
 
 
 @contextmanager
-def counting(what: str, unit: str) -> Iterator[Callable[[int, int], None]]:
-    """Yields progress(done, total), to be called as often as one likes."""
+def counting(what: str, unit: str) -> Iterator[Callable[..., None]]:
+    """Yields progress(done, total, said=""), to be called as often as one likes; what is said stays to be read."""
     line = _Line(what)
     began = time.monotonic()
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int, said: str = "") -> None:
+        if said:
+            line.say(said)
         seconds = time.monotonic() - began
         rate = done / seconds if seconds > 0 else 0.0
         left = duration((total - done) / rate) if rate > 0 else "?"

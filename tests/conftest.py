@@ -1,6 +1,7 @@
 """One tiny data set of real raw files, one Ray cluster, and one set of shards for the whole test session."""
 
 import os
+import subprocess
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -13,11 +14,12 @@ from PIL import Image
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # before Ray is imported: reports wait for it
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # as `cluster.connect` has it
+os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # as `cluster.connect` has these two
+os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
 
 from lsid_ray import config
 from lsid_ray.data.synthesize import Synthesis, synthesize
-from lsid_ray.model.inputs import Batch
+from lsid_ray.model.inputs import REFERENCE_COLORS, Batch
 
 torch.set_num_threads(1)  # networks this small lose more to waiting threads than they gain
 
@@ -60,6 +62,42 @@ def shards(cluster: None, data_root: Path, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.fixture
+def full_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder on a file system of its own with 64 KiB left in it."""
+    folder = tmp_path / "full"
+    folder.mkdir()
+    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    mounted = subprocess.run(command, capture_output=True, text=True)
+    if mounted.returncode:
+        pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
+    (folder / "filler").write_bytes(bytes(192 << 10))
+    yield folder
+    subprocess.run(["umount", str(folder)], check=True)
+
+
+@pytest.fixture
+def unreadable() -> Iterator[Callable[[Path], Path]]:
+    """Makes a file that this process, even run by root, has no permission to read."""
+    files = []
+
+    def forbid(path: Path) -> Path:
+        files.append(path)
+        path.chmod(0)
+        if os.geteuid() == 0:
+            for folder in path.parents:
+                if folder.owner() == "root" and folder != folder.parent:
+                    folder.chmod(folder.stat().st_mode | 0o055)
+            os.seteuid(65534)
+        return path
+
+    yield forbid
+    if os.getuid() == 0:
+        os.seteuid(0)
+    for path in files:
+        path.chmod(0o644)
+
+
+@pytest.fixture
 def experiment(tmp_path: Path) -> Callable[..., config.Experiment]:
     """Makes tiny experiments: experiment("name", training={"epochs": 2}, loss={"adv_weight": 0})."""
 
@@ -72,7 +110,7 @@ def experiment(tmp_path: Path) -> Callable[..., config.Experiment]:
             discriminator=config.Discriminator(width=4, layers=1),
             loss=config.Loss(adv_weight=0.01),
             optimizer=config.Optimizer(generator_lr=1e-3, ema_decay=0.9),
-            training=config.Training(epochs=2, batch_size=4, crop=16, crops_per_pair=2, validate_every=1, tile=32),
+            training=config.Training(epochs=2, batch_size=4, crop=16, crops_per_pair=2, validate_every=1),
             cluster=config.Cluster(num_workers=2),
         )
         return replace(tiny, **{room: replace(getattr(tiny, room), **fields) for room, fields in changes.items()})
@@ -95,9 +133,10 @@ def make_batch() -> Callable[..., Batch]:
             names=[f"pair-{i}" for i in range(size)],
             short=short.round().to(torch.uint16),
             long=(long * 65535).round().to(torch.uint16),
-            black=torch.full((size, 4), 512.0),
+            black=torch.full((size, 4, 1, 1), 512.0),
             white=torch.full((size,), 16383.0),
             white_balance=torch.tensor([[2.0, 1.0, 1.5]]).repeat(size, 1),
+            colors=REFERENCE_COLORS.repeat(size, 1, 1),
             ratio=torch.full((size,), 100.0),
             flips=torch.rand(size, 3, generator=random) < 0.5,
         )

@@ -133,7 +133,6 @@ POSITIVE = [
     "--training.crop",
     "--training.crops-per-pair",
     "--training.validate-every",
-    "--training.tile",
     "--cluster.readers",
     "--cluster.num-workers",
     "--cluster.cpus-per-worker",
@@ -171,8 +170,8 @@ def test_the_ends_of_a_range_are_allowed(option: str, value: Any):
     check(changed(preset("sid-sony"), option, value))
 
 
-@pytest.mark.parametrize("option", ["--training.crop", "--training.tile"])
-def test_a_crop_or_tile_off_the_networks_stride_is_refused(option: str):
+@pytest.mark.parametrize("option", ["--training.crop"])
+def test_a_crop_off_the_networks_stride_is_refused(option: str):
     check(changed(preset("sid-sony"), option, 144))
     with pytest.raises(InputError, match=rf"{option} is 136: expected a multiple of 16 \(--generator\.depth 4\)"):
         check(changed(preset("sid-sony"), option, 136))

@@ -16,6 +16,7 @@ from lsid_ray.raw.develop import (
     read_and_render,
     reference_rendering,
     rendering_record,
+    upright,
 )
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import RawFrame, read_raw
@@ -112,6 +113,26 @@ def test_amplifying_an_xtrans_frame_uses_all_36_levels():
     frame = replace(frame, mosaic=np.full((24, 24), 600, np.uint16))
     amplified = amplify(frame, 2.0)
     assert all(amplified[y, x] == 1200 - (500 + y % 6 * 6 + x % 6) for y in range(24) for x in range(24))
+
+
+@pytest.mark.parametrize("orientation", range(8))
+def test_a_rendering_turned_upright_is_what_libraw_turns(tmp_path, orientation: int):
+    write_dng(tmp_path / "a.dng", smooth_frame(91, 121, orientation=orientation))
+    frame, rgb = read_and_render(tmp_path / "a.dng")
+    with rawpy.imread(str(tmp_path / "a.dng")) as raw:
+        turned = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16)
+    assert turned.shape == ((121, 91, 3) if orientation >= 4 else (91, 121, 3))
+    np.testing.assert_array_equal(upright(rgb, frame.orientation), turned)
+
+
+def test_a_map_of_one_value_a_pixel_turns_too():
+    np.testing.assert_array_equal(upright(np.array([[1, 2, 3], [4, 5, 6]]), 6), [[4, 1], [5, 2], [6, 3]])
+
+
+@pytest.mark.parametrize("orientation", [-1, 8, 90])
+def test_an_orientation_that_libraw_does_not_know_is_refused(orientation: int):
+    with pytest.raises(ValueError, match=f"orientation {orientation}"):
+        upright(np.zeros((2, 3)), orientation)
 
 
 def test_the_record_is_plain_json_and_names_everything():

@@ -18,13 +18,13 @@ def first_input(network: Discriminator, planes: Tensor, image: Tensor) -> Tensor
 
 def test_the_seeds_discriminator_has_its_parameters():
     with torch.device("meta"):
-        network = Discriminator(config.PRESETS["seed"][1].discriminator, scale=1)
+        network = Discriminator(config.PRESETS["seed"][1].discriminator, planes=4, scale=1)
     assert sum(p.numel() for p in network.parameters()) == 2_770_625
 
 
 def test_the_seeds_discriminator_has_its_layers():
     with torch.device("meta"):
-        network = Discriminator(config.PRESETS["seed"][1].discriminator, scale=1)
+        network = Discriminator(config.PRESETS["seed"][1].discriminator, planes=4, scale=1)
     convolutions = [layer for layer in network.layers if isinstance(layer, nn.Conv2d)]
     assert [(c.out_channels, c.stride[0]) for c in convolutions] == [(64, 2), (128, 2), (256, 2), (512, 1), (1, 1)]
     assert all(c.kernel_size == (4, 4) and c.padding == (1, 1) for c in convolutions)
@@ -35,7 +35,7 @@ def test_the_seeds_discriminator_has_its_layers():
 @pytest.mark.parametrize("layers, expected", [(2, 34), (3, 70)])
 @pytest.mark.parametrize("scale", [1, 2])
 def test_a_logit_sees_a_patch_of_70_packed_pixels(layers: int, expected: int, scale: int):
-    network = Discriminator(config.Discriminator(width=2, layers=layers, norm="none"), scale)
+    network = Discriminator(config.Discriminator(width=2, layers=layers, norm="none"), 4, scale)
     for parameter in network.parameters():
         nn.init.constant_(parameter, 0.01)  # no two paths cancel
     planes = torch.rand(1, 4, 128, 128, requires_grad=True)
@@ -48,7 +48,7 @@ def test_a_logit_sees_a_patch_of_70_packed_pixels(layers: int, expected: int, sc
 
 
 def test_a_full_resolution_image_is_folded_without_loss():
-    network = Discriminator(config.Discriminator(width=2, layers=2), scale=2)
+    network = Discriminator(config.Discriminator(width=2, layers=2), planes=4, scale=2)
     planes, image = torch.rand(1, 4, 16, 20), torch.rand(1, 3, 32, 40)
     seen = first_input(network, planes, image)
     assert seen.shape == (1, 16, 16, 20)
@@ -57,7 +57,7 @@ def test_a_full_resolution_image_is_folded_without_loss():
 
 
 def test_planes_and_image_meet_at_one_scale():
-    network = Discriminator(config.Discriminator(width=2, layers=2), scale=2)
+    network = Discriminator(config.Discriminator(width=2, layers=2), planes=4, scale=2)
     image = torch.zeros(1, 3, 32, 40)
     image[..., 2 * 7 : 2 * 7 + 2, 2 * 5 : 2 * 5 + 2] = 1
     seen = first_input(network, torch.zeros(1, 4, 16, 20), image)
@@ -65,21 +65,21 @@ def test_planes_and_image_meet_at_one_scale():
 
 
 def test_a_half_resolution_image_is_taken_as_it_is():
-    network = Discriminator(config.Discriminator(width=2, layers=2), scale=1)
+    network = Discriminator(config.Discriminator(width=2, layers=2), planes=4, scale=1)
     planes, image = torch.rand(2, 4, 16, 20), torch.rand(2, 3, 16, 20)
     assert torch.equal(first_input(network, planes, image), torch.cat([planes, image], 1))
     assert network(planes, image).shape == (2, 1, 2, 3)
 
 
 def test_an_image_of_another_scale_is_refused():
-    network = Discriminator(config.Discriminator(width=2, layers=2), scale=2)
+    network = Discriminator(config.Discriminator(width=2, layers=2), planes=4, scale=2)
     with pytest.raises(RuntimeError):
         network(torch.rand(1, 4, 16, 16), torch.rand(1, 3, 16, 16))
 
 
 def test_spectral_norm_holds_every_layers_largest_singular_value_at_one():
     torch.manual_seed(0)
-    network = Discriminator(config.Discriminator(width=4, layers=2, norm="spectral"), scale=1)
+    network = Discriminator(config.Discriminator(width=4, layers=2, norm="spectral"), planes=4, scale=1)
     planes, image = torch.rand(1, 4, 16, 16), torch.rand(1, 3, 16, 16)
     for _ in range(50):
         network(planes, image)

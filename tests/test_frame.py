@@ -1,6 +1,7 @@
 """Frames as camera files give them, and what is said of files that give none."""
 
 import io
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -145,3 +146,17 @@ def test_real_files_give_their_facts(name: str, facts: tuple):
         frame.mosaic.shape,
     )
     assert len(frame.cfa) == len(frame.black) == (36 if "xtrans" in name else 4)
+
+
+def test_a_file_without_permission_is_named(tmp_path: Path, unreadable: Callable[[Path], Path]):
+    write_dng(tmp_path / "a.dng", make_frame())
+    with pytest.raises(InputError, match=r"a\.dng: cannot be opened \(Permission denied\)"):
+        read_raw(unreadable(tmp_path / "a.dng"))
+
+
+def test_a_folder_or_a_loop_of_links_is_no_raw_file(tmp_path: Path):
+    (tmp_path / "folder.dng").mkdir()
+    (tmp_path / "loop.dng").symlink_to(tmp_path / "loop.dng")
+    for name, reason in (("folder.dng", "Is a directory"), ("loop.dng", "Too many levels of symbolic links")):
+        with pytest.raises(InputError, match=rf"{name}: cannot be opened \({reason}\)"):
+            read_raw(tmp_path / name)

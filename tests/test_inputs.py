@@ -3,14 +3,28 @@
 import itertools
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from test_dng import make_frame
 
 from lsid_ray import config
-from lsid_ray.model.inputs import Batch, flip_image, flip_planes, network_input, training_pair
-from lsid_ray.raw.mosaic import pack
+from lsid_ray.model.inputs import (
+    REFERENCE_COLORS,
+    Batch,
+    Flips,
+    flip_image,
+    flip_planes,
+    network_input,
+    own_colors,
+    training_pair,
+)
+from lsid_ray.raw.color import A7S2_COLOR_MATRIX, srgb_from_camera
+from lsid_ray.raw.develop import reference_rendering
+from lsid_ray.raw.dng import write_dng
+from lsid_ray.raw.mosaic import BAYER, XTRANS, Layout, pack, pack_black
 
 FLIPS = list(itertools.product([False, True], repeat=3))
 BALANCED = config.Generator(white_balance=True)
@@ -22,7 +36,7 @@ def input_slowly(short, black, white, white_balance, ratio, balanced: bool) -> n
     """Value by value, in double precision."""
     result = np.zeros(short.shape)
     for b, plane, y, x in np.ndindex(*short.shape):
-        light = max(float(short[b, plane, y, x]) - black[b, plane], 0.0) / (white[b] - max(black[b]))
+        light = max(float(short[b, plane, y, x]) - black[b, plane, 0, 0], 0.0) / (white[b] - black[b].max())
         if balanced:
             light *= white_balance[b, {0: 0, 1: 1, 2: 2, 3: 1}[plane]]
         result[b, plane, y, x] = min(light * ratio[b], 1.0)
@@ -35,7 +49,7 @@ def test_the_input_equals_a_slow_loop(c: config.Generator):
     short = random.integers(0, 700, (3, 4, 5, 6)).astype(np.uint16)
     short[0, :, 0, 0] = 16383
     short[1, :, 0, 0] = 65535
-    black = np.array([[512.0] * 4, [100, 101, 102, 103], [0] * 4])
+    black = np.array([[512.0] * 4, [100, 101, 102, 103], [0] * 4])[:, :, None, None]
     white = np.array([16383.0, 4095, 60000])
     white_balance = np.array([[2.1, 1, 1.6], [1.2, 1, 3.0], [0.9, 1, 1.1]])
     ratio = np.array([100.0, 1, 300])
@@ -49,7 +63,7 @@ def test_the_input_equals_a_slow_loop(c: config.Generator):
 
 def test_the_input_of_the_sony_is_the_papers():
     short = torch.tensor([512, 500, 700, 16383], dtype=torch.uint16).reshape(1, 4, 1, 1)
-    black, white = torch.full((1, 4), 512.0), torch.tensor([16383.0])
+    black, white = torch.full((1, 4, 1, 1), 512.0), torch.tensor([16383.0])
     planes = network_input(short, black, white, torch.ones(1, 3), torch.tensor([10.0]), PLAIN)
     expected = [0, 0, 10 * (700 - 512) / (16383 - 512), 1]
     assert planes.flatten().tolist() == pytest.approx(expected)
@@ -64,7 +78,7 @@ def test_counts_above_32767_survive(make_batch: Callable[..., Batch]):
         batch,
         short=short,
         long=long,
-        black=torch.zeros(1, 4),
+        black=torch.zeros(1, 4, 1, 1),
         white=torch.tensor([65535.0]),
         ratio=torch.ones(1),
         flips=torch.zeros(1, 3, dtype=torch.bool),
@@ -76,7 +90,7 @@ def test_counts_above_32767_survive(make_batch: Callable[..., Batch]):
 
 
 def flip_mosaic(mosaic: np.ndarray, rows: bool, columns: bool, transpose: bool) -> np.ndarray:
-    """(..., 2s+2, 2s+2) -> (..., 2s, 2s): the window of the flipped mosaic that starts at R again."""
+    """(..., 2s+2, 2s+2) -> (..., 2s, 2s): the window of the flipped Bayer mosaic that starts at R again."""
     side = mosaic.shape[-1] - 2
     if rows:
         mosaic = mosaic[..., ::-1, :][..., 1:, :]
@@ -87,33 +101,101 @@ def flip_mosaic(mosaic: np.ndarray, rows: bool, columns: bool, transpose: bool) 
 
 
 @pytest.mark.parametrize("flips", FLIPS, ids=str)
-def test_flipping_planes_equals_packing_the_flipped_mosaic(flips: tuple[bool, bool, bool]):
+def test_flipping_planes_equals_packing_the_flipped_mosaic(flips: Flips):
     mosaic = np.arange(14 * 14, dtype=np.int32).reshape(14, 14)
-    flipped = flip_planes(torch.from_numpy(pack(mosaic, "RGGB")), *flips)
+    flipped = flip_planes(torch.from_numpy(pack(mosaic, "RGGB")), flips, BAYER)
     assert flipped.shape == (4, 6, 6)
     np.testing.assert_array_equal(flipped.numpy(), pack(flip_mosaic(mosaic, *flips), "RGGB"))
 
 
+@pytest.mark.parametrize("layout", [BAYER, XTRANS], ids=["bayer", "xtrans"])
 @pytest.mark.parametrize("flips", FLIPS, ids=str)
-def test_a_flip_keeps_the_colour_of_every_plane(flips: tuple[bool, bool, bool]):
-    mosaic = np.tile(np.array([[ord("R"), ord("G")], [ord("G"), ord("B")]], np.int32), (7, 7))
-    for plane, color in zip(flip_planes(torch.from_numpy(pack(mosaic, "RGGB")), *flips), "RGBG", strict=True):
+def test_a_flip_keeps_the_colour_of_every_sensel(flips: Flips, layout: Layout):
+    square = np.array([ord(color) for color in layout.pattern], np.int32).reshape(layout.period, layout.period)
+    mosaic = np.tile(square, (4, 4))
+    flipped = flip_planes(torch.from_numpy(pack(mosaic, layout.pattern)), flips, layout)
+    for plane, color in zip(flipped, layout.colors, strict=True):
         assert (plane == ord(color)).all()
 
 
+@pytest.mark.parametrize("layout", [BAYER, XTRANS], ids=["bayer", "xtrans"])
 @pytest.mark.parametrize("flips", FLIPS, ids=str)
-def test_flipped_planes_lie_on_the_flipped_image(flips: tuple[bool, bool, bool]):
-    place = np.arange(14 * 14, dtype=np.int32).reshape(14, 14)
-    image = flip_image(torch.from_numpy(np.stack([place] * 3)), *flips)
-    assert image.shape == (3, 12, 12)
-    np.testing.assert_array_equal(image[0].numpy(), flip_mosaic(place, *flips))
-    planes = flip_planes(torch.from_numpy(pack(place, "RGGB")), *flips)
-    np.testing.assert_array_equal(pack(image[1].numpy(), "RGGB"), planes.numpy())
+def test_flipped_planes_lie_on_the_flipped_image(flips: Flips, layout: Layout):
+    side = 4 * layout.period
+    place = np.arange(side**2, dtype=np.int32).reshape(side, side)
+    image = flip_image(torch.from_numpy(np.stack([place] * 3)), flips, layout).numpy()
+    assert image.shape == (3, side - layout.period, side - layout.period)
+    planes = flip_planes(torch.from_numpy(pack(place, layout.pattern)), flips, layout)
+    np.testing.assert_array_equal(pack(image[1], layout.pattern), planes.numpy())
+    rows, columns, transpose = flips
+    unflipped = image[0].T if transpose else image[0]
+    unflipped = unflipped[:: -1 if rows else 1, :: -1 if columns else 1]
+    top, left = divmod(unflipped[0, 0], side)
+    np.testing.assert_array_equal(unflipped, place[top:, left:][: len(unflipped), : len(unflipped)])
 
 
-def test_the_eight_flips_differ():
-    planes = torch.from_numpy(pack(np.arange(14 * 14, dtype=np.int32).reshape(14, 14), "RGGB"))
-    assert len({tuple(flip_planes(planes, *flips).flatten().tolist()) for flips in FLIPS}) == 8
+@pytest.mark.parametrize("layout", [BAYER, XTRANS], ids=["bayer", "xtrans"])
+def test_the_eight_flips_differ(layout: Layout):
+    side = 4 * layout.period
+    planes = torch.from_numpy(pack(np.arange(side**2, dtype=np.int32).reshape(side, side), layout.pattern))
+    assert len({tuple(flip_planes(planes, flips, layout).flatten().tolist()) for flips in FLIPS}) == 8
+
+
+def test_an_xtrans_input_subtracts_each_positions_own_black():
+    c = config.Generator(cfa="xtrans", white_balance=False)
+    black = tuple(100.0 + level for level in range(36))
+    mosaic = np.tile(np.arange(36).reshape(6, 6) + 100, (3, 2)).astype(np.uint16) + 50
+    planes = pack(mosaic, XTRANS.pattern)[:, :5, :3]
+    black_planes = torch.from_numpy(pack_black(black, XTRANS.pattern)).float()[None]
+    ones = torch.ones(1, 3)
+    result = network_input(torch.from_numpy(planes)[None], black_planes, torch.tensor([1135.0]), ones, ones[:, 0], c)
+    assert result.shape == (1, 9, 5, 3)
+    torch.testing.assert_close(result, torch.full_like(result, 50 / 1000))
+
+
+def test_white_balance_reaches_the_planes_of_its_colour():
+    gains = torch.tensor([[2.0, 1.0, 3.0]])
+    for kind, expected in (("bayer", "2131"), ("xtrans", "213231111")):
+        c = config.Generator(cfa=kind)
+        short = torch.full((1, len(expected), 2, 2), 10).to(torch.uint16)
+        planes = network_input(short, torch.zeros(1, 1, 1, 1), torch.tensor([100.0]), gains, torch.ones(1), c)
+        assert "".join(f"{value:.0f}" for value in planes[0, :, 0, 0] * 10) == expected
+
+
+OTHER_CAMERA = torch.tensor([[1.6, -0.5, -0.1], [-0.2, 1.5, -0.3], [0.0, -0.6, 1.6]])
+
+
+def test_targets_of_other_cameras_are_learnt_in_the_reference_colours_and_given_back_in_their_own(make_batch):
+    batch = replace(make_batch(2, 6), flips=torch.zeros(2, 3, dtype=torch.bool))
+    batch.colors[1] = OTHER_CAMERA
+    _, target = training_pair(batch, BALANCED)
+    _, as_it_is = training_pair(batch, replace(BALANCED, color_matrix=False))
+    assert torch.equal(target[0], as_it_is[0]), "the reference camera's target is not touched"
+    assert (target[1] - as_it_is[1]).abs().max() > 0.05
+    torch.testing.assert_close(own_colors(target[1], OTHER_CAMERA, BALANCED), as_it_is[1], atol=2e-5, rtol=0)
+    image = target[1]
+    assert own_colors(image, REFERENCE_COLORS, BALANCED) is image
+    assert own_colors(image, OTHER_CAMERA, replace(BALANCED, color_matrix=False)) is image
+
+
+def test_a_neutral_grey_has_no_colour_of_its_own():
+    grey = torch.linspace(0, 1, 50).expand(3, 1, 50).clone()
+    torch.testing.assert_close(own_colors(grey, OTHER_CAMERA, BALANCED), grey, atol=1e-5, rtol=0)
+
+
+def test_the_colours_of_two_cameras_differ_as_in_libraws_renderings(tmp_path: Path):
+    """One mosaic under two colour matrices: turning the one rendering's colours gives the other."""
+    frame = make_frame(60, 80, white_balance=(1.0, 1.0, 1.0), color_matrix=A7S2_COLOR_MATRIX)
+    square = np.array([[3000, 4000], [4000, 5000]], np.uint16)  # one soft colour, nothing clipped in either
+    frame = replace(frame, mosaic=np.tile(square, (30, 40)))
+    other = replace(frame, color_matrix=((0.65, -0.2, -0.05), (-0.4, 1.2, 0.2), (-0.06, 0.2, 0.6)))
+    images = []
+    for name, each in (("sony", frame), ("other", other)):
+        write_dng(tmp_path / f"{name}.dng", each)
+        images.append(torch.from_numpy(reference_rendering(tmp_path / f"{name}.dng").transpose(2, 0, 1) / 65535.0))
+    turned = own_colors(images[0], torch.from_numpy(srgb_from_camera(other.color_matrix)).float(), BALANCED)
+    assert (images[0] - images[1]).abs().mean() > 0.005
+    assert (turned - images[1]).abs().mean() < 3e-4
 
 
 def test_each_sample_of_a_batch_is_flipped_by_itself(make_batch: Callable[..., Batch]):
@@ -122,8 +204,8 @@ def test_each_sample_of_a_batch_is_flipped_by_itself(make_batch: Callable[..., B
     assert planes.shape == (8, 4, 6, 6) and target.shape == (8, 3, 12, 12)
     unflipped = network_input(batch.short, batch.black, batch.white, batch.white_balance, batch.ratio, BALANCED)
     for i, flips in enumerate(FLIPS):
-        assert torch.equal(planes[i], flip_planes(unflipped[i], *flips))
-        assert torch.equal(target[i], flip_image(batch.long[i].float() / 65535, *flips))
+        assert torch.equal(planes[i], flip_planes(unflipped[i], flips, BAYER))
+        assert torch.equal(target[i], flip_image(batch.long[i].float() / 65535, flips, BAYER))
 
 
 @pytest.mark.parametrize("flips", FLIPS, ids=str)
@@ -145,9 +227,10 @@ def test_a_batch_keeps_its_columns_sixteen_bits_wide():
         "name": np.array(["a", "b"], dtype=object),
         "short": random.integers(0, 65536, (2, 4, 3, 3), dtype=np.uint16),
         "long": random.integers(0, 65536, (2, 3, 6, 6), dtype=np.uint16),
-        "black": np.full((2, 4), 512, np.float32),
+        "black": np.full((2, 4, 1, 1), 512, np.float32),
         "white": np.full(2, 16383, np.float32),
         "white_balance": np.ones((2, 3), np.float32),
+        "colors": np.ones((2, 3, 3), np.float32),
         "ratio": np.array([100, 300], np.float32),
         "flips": np.array([[True, False, True], [False, False, True]]),
     }
@@ -156,5 +239,5 @@ def test_a_batch_keeps_its_columns_sixteen_bits_wide():
     batch = Batch.of(columns, torch.device("cpu"))
     assert (batch.numbers, batch.names) == ([7, 8], ["a", "b"])
     assert batch.short.dtype == batch.long.dtype == torch.uint16
-    for name in ("short", "long", "black", "white", "white_balance", "ratio", "flips"):
+    for name in ("short", "long", "black", "white", "white_balance", "colors", "ratio", "flips"):
         np.testing.assert_array_equal(getattr(batch, name).numpy(), columns[name])

@@ -14,7 +14,7 @@ from PIL import Image
 
 JOBS = Path(__file__).parent.parent / "jobs"
 TINY = "--generator.width 4 --generator.depth 2 --discriminator.width 4 --discriminator.layers 1 --training.crop 16"
-TINY += " --training.crops-per-pair 2 --training.epochs 2 --training.validate-every 1 --training.tile 32"
+TINY += " --training.crops-per-pair 2 --training.epochs 2 --training.validate-every 1"
 TINY += " --loss.warmup-steps 2 --loss.ramp-steps 2"
 
 Job = Callable[..., subprocess.CompletedProcess]

@@ -59,7 +59,7 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
     generator, kept = load_generator(run.best)
     assert kept == e
     opened = open_shards(shards, ["validation"])
-    scores = validate(generator, opened, list(opened.pairs), torch.device("cpu"), tile=32)
+    scores = validate(generator, opened, list(opened.pairs), torch.device("cpu"))
     assert np.mean([score["psnr_db"] for score in scores]) == pytest.approx(run.facts["psnr_db"], abs=1e-4)
 
     again = train(e, str(shards))

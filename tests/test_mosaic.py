@@ -6,6 +6,7 @@ import pytest
 from lsid_ray.errors import InputError
 from lsid_ray.raw.mosaic import (
     BAYER_PHASES,
+    XTRANS,
     amplification_ratio,
     black_mosaic,
     pack,
@@ -15,7 +16,9 @@ from lsid_ray.raw.mosaic import (
 )
 
 SIZES = [(8, 10), (7, 10), (8, 9), (7, 9), (2, 2), (3, 2)]
-XTRANS = "GGRGGBGGBGGRBRGRBGGGBGGRGGRGGBRBGBRG"
+SQUARE = np.array(list(XTRANS.pattern)).reshape(6, 6)
+XTRANS_PHASES = sorted({"".join(np.roll(SQUARE, shift, (0, 1)).flat) for shift in np.ndindex(6, 6)})
+XTRANS_SIZES = [(12, 18), (13, 18), (14, 17), (6, 6), (9, 7)]
 
 
 def make_mosaic(height: int, width: int) -> np.ndarray:
@@ -65,7 +68,7 @@ def test_each_plane_holds_its_own_colour(cfa: str):
 def test_black_levels_follow_their_pixels(cfa: str):
     black = (500.0, 501.0, 502.0, 503.0)
     planes = pack(black_mosaic(black, 7, 9), cfa)
-    np.testing.assert_array_equal(pack_black(black, cfa), planes[:, 0, 0])
+    np.testing.assert_array_equal(pack_black(black, cfa), planes[:, :1, :1])
 
 
 def test_black_levels_of_a_mosaic_repeat_with_its_pattern():
@@ -74,9 +77,9 @@ def test_black_levels_of_a_mosaic_repeat_with_its_pattern():
     assert all(levels[y, x] == black[y % 6 * 6 + x % 6] for y in range(13) for x in range(8))
 
 
-@pytest.mark.parametrize(("cfa", "words"), [(XTRANS, "X-Trans"), ("RGBG", "'RGBG'")])
-def test_what_cannot_be_packed_is_named(cfa: str, words: str):
-    with pytest.raises(InputError, match=words):
+@pytest.mark.parametrize("cfa", ["RGBG", "RGGBRGGB", XTRANS_PHASES[0][:30] + "GGGGGG"])
+def test_what_cannot_be_packed_is_named(cfa: str):
+    with pytest.raises(InputError, match=f"'{cfa}' cannot be packed: expected one of RGGB, .* X-Trans"):
         pack(make_mosaic(12, 12), cfa)
 
 
@@ -100,3 +103,65 @@ def test_the_ratio_is_that_of_the_exposures_up_to_300():
 def test_exposures_that_give_no_ratio_are_refused(times: tuple[float, float]):
     with pytest.raises(InputError, match="expected 0 < short <= long"):
         amplification_ratio(*times)
+
+
+def sids_fuji_planes(im: np.ndarray) -> np.ndarray:
+    """SID's order of planes at its camera's phase, (row, column) in a 6x6 square by the place of the 3x3 block."""
+    colored = {
+        (0, 0): ((0, 0), (0, 2), (0, 1), (1, 2), (2, 2)),
+        (0, 1): ((0, 4), (0, 5), (0, 3), (2, 5), (1, 5)),
+        (1, 0): ((3, 1), (3, 2), (3, 0), (5, 2), (4, 2)),
+        (1, 1): ((3, 3), (3, 5), (3, 4), (4, 5), (5, 5)),
+    }
+    planes = np.zeros((9, im.shape[0] // 3, im.shape[1] // 3), im.dtype)
+    for y, x in np.ndindex(planes.shape[1:]):
+        for plane, (row, column) in enumerate(colored[y % 2, x % 2]):
+            planes[plane, y, x] = im[y // 2 * 6 + row, x // 2 * 6 + column]
+        planes[5:, y, x] = im[3 * y + 1 : 3 * y + 3, 3 * x : 3 * x + 2].flat
+    return planes
+
+
+def test_xtrans_packs_to_sids_nine_planes():
+    mosaic = make_mosaic(18, 24)
+    np.testing.assert_array_equal(pack(mosaic, XTRANS.pattern), sids_fuji_planes(mosaic))
+
+
+def test_there_are_eighteen_phases_of_xtrans_and_mirroring_gives_no_other():
+    assert len(XTRANS_PHASES) == 18
+    for square in (SQUARE[::-1], SQUARE[:, ::-1], SQUARE.T):
+        assert "".join(square.flat) in XTRANS_PHASES
+
+
+@pytest.mark.parametrize("size", XTRANS_SIZES)
+@pytest.mark.parametrize("cfa", XTRANS_PHASES)
+def test_unpacking_undoes_packing_of_xtrans(cfa: str, size: tuple[int, int]):
+    mosaic = make_mosaic(*size)
+    np.testing.assert_array_equal(unpack(pack(mosaic, cfa), cfa, *size), mosaic)
+
+
+@pytest.mark.parametrize("cfa", XTRANS_PHASES)
+def test_no_sensel_of_xtrans_is_lost_or_read_twice(cfa: str):
+    height, width = 13, 17
+    number = np.arange(height * width).reshape(height, width)
+    top, _, left, _ = phase_padding(cfa, height, width)
+    planes = pack(number, cfa)
+    assert set(planes.flat) == set(number.flat)
+    whole = planes[:, -(-top // 3) : (height + top) // 3, -(-left // 3) : (width + left) // 3]
+    assert len(set(whole.flat)) == whole.size, "within the sensor every packed value is another sensel"
+
+
+@pytest.mark.parametrize("cfa", XTRANS_PHASES)
+def test_each_plane_of_xtrans_holds_its_own_colour(cfa: str):
+    square = np.array([ord(color) for color in cfa], np.uint16).reshape(6, 6)
+    for plane, color in zip(pack(np.tile(square, (3, 4))[:16, :23], cfa), "RGBRBGGGG", strict=True):
+        assert (plane == ord(color)).all()
+
+
+@pytest.mark.parametrize("cfa", XTRANS_PHASES)
+def test_black_levels_of_xtrans_follow_their_positions(cfa: str):
+    black = tuple(500.0 + level for level in range(36))
+    planes = pack(black_mosaic(black, 20, 25), cfa)
+    expected = pack_black(black, cfa)
+    assert expected.shape == (9, 2, 2)
+    for y, x in np.ndindex(planes.shape[1:]):
+        np.testing.assert_array_equal(planes[:, y, x], expected[:, y % 2, x % 2])

@@ -8,7 +8,7 @@ from lsid_ray import config
 from lsid_ray.data.schedule import Sample, Schedule
 from lsid_ray.data.shards import PackedPair, ShardFile, ShortFrame
 from lsid_ray.errors import InputError
-from lsid_ray.raw.mosaic import BAYER_PHASES, phase_padding
+from lsid_ray.raw.mosaic import BAYER_PHASES, XTRANS, layout, phase_padding
 
 TRAINING = config.Training(epochs=4, batch_size=4, crop=16, crops_per_pair=3, seed=5)
 
@@ -17,7 +17,8 @@ def make_pair(scene: int, frame: int = 0, cfa: str = "RGGB", height: int = 80, w
     """A pair as the index describes it; no pixel is read."""
     name = f"1{scene:04}_{frame:02}_0.1s"
     top, bottom, left, right = phase_padding(cfa, height, width)
-    packed = (4, (height + top + bottom) // 2, (width + left + right) // 2)
+    block = layout(cfa).block
+    packed = (len(layout(cfa).colors), (height + top + bottom) // block, (width + left + right) // block)
     short = ShardFile(f"short/{name}.parquet", f"{name}.ARW", 1, 1, "", packed, 256)
     long = ShardFile(f"long/1{scene:04}_00_10s.parquet", f"1{scene:04}_00_10s.ARW", 1, 1, "", (3, height, width), 512)
     return PackedPair(
@@ -32,7 +33,7 @@ def make_pair(scene: int, frame: int = 0, cfa: str = "RGGB", height: int = 80, w
             height=height,
             width=width,
             cfa=cfa,
-            black=(512.0,) * 4,
+            black=(512.0,) * len(cfa),
             white=16383.0,
             white_balance=(2.0, 1.0, 1.5),
             color_matrix=((1.0, 0.0, 0.0), (0.0, 1.0, 0.0), (0.0, 0.0, 1.0)),
@@ -193,3 +194,21 @@ def test_flips_come_as_often_as_asked_and_independently(flip: float, transpose: 
         share = (flips == combination).all(axis=1).mean()
         expected = np.prod([p if on else 1 - p for p, on in zip((flip, flip, transpose), combination, strict=True)])
         assert share == pytest.approx(expected, abs=0.03)
+
+
+@pytest.mark.parametrize("top, left", [(0, 0), (1, 0), (2, 5), (4, 4)])
+def test_windows_of_xtrans_begin_where_its_pattern_does_and_stay_on_the_sensor(top: int, left: int):
+    square = np.array(list(XTRANS.pattern)).reshape(6, 6)
+    cfa = "".join(np.roll(square, (-top, -left), (0, 1)).flat)
+    height, width = 101, 112
+    pair = make_pair(0, 0, cfa, height, width)
+    samples = all_samples(Schedule((pair,), replace(TRAINING, crops_per_pair=400, epochs=1)))
+    (above, _, before, _), side = pair.short.padding, 18
+    for length, added, starts in ((height, above, [s.y for s in samples]), (width, before, [s.x for s in samples])):
+        assert all(start % 2 == 0 for start in starts)
+        assert 0 <= 3 * min(starts) - added <= 5 and length - 8 <= 3 * (max(starts) + side) - added <= length
+
+
+def test_two_kinds_of_sensors_in_one_run_are_named():
+    with pytest.raises(InputError, match="10001_00_0.1s is xtrans and 10000_00_0.1s is bayer"):
+        Schedule((make_pair(0), make_pair(1, cfa=XTRANS.pattern)), TRAINING)

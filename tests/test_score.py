@@ -14,7 +14,9 @@ from lsid_ray import config
 from lsid_ray.data.pack import pack_folder
 from lsid_ray.data.shards import Shards, open_shards
 from lsid_ray.errors import InputError
-from lsid_ray.evaluate.score import at_scale, enhance, evaluate, score_pair
+from lsid_ray.evaluate import enhance as enhancing
+from lsid_ray.evaluate.enhance import enhance
+from lsid_ray.evaluate.score import at_scale, evaluate, score_pair
 from lsid_ray.model import checkpoint
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.develop import plain_rendering, reference_rendering
@@ -46,13 +48,13 @@ def saved(tmp_path: Path) -> Path:
 
 def test_every_image_is_scored_once_and_as_scikit_image_does(saved: Path, shards: Path, opened: Shards) -> None:
     calls: list[tuple[int, int]] = []
-    done = evaluate(saved, shards, "test", saved.parent / "report", tile=16, pictures=1, progress=_append(calls))
+    done = evaluate(saved, shards, "test", saved.parent / "report", memory_bytes=1, pictures=1, progress=_append(calls))
     report = json.loads((saved.parent / "report" / "report.json").read_text())
     assert [score["name"] for score in report["scores"]] == [pair.name for pair in opened.pairs]
     assert calls[-1] == (len(opened.pairs), len(opened.pairs))
     generator = make_generator()
     for pair, score in zip(opened.pairs, report["scores"], strict=True):
-        image = enhance(generator, opened.planes(pair), pair, CPU, None).numpy().astype(float)
+        image = enhance(generator, opened.planes(pair), pair.short, pair.ratio, CPU)[0].numpy().astype(float)
         target = opened.target(pair).transpose(1, 2, 0) / 65535
         plain = plain_rendering(pair.short.raw_frame(opened.planes(pair)), pair.ratio) / 65535
         ssim = {"channel_axis": 2, "data_range": 1, "gaussian_weights": True, "sigma": 1.5}
@@ -88,7 +90,7 @@ def test_misaligned_scenes_are_left_out_and_named_unless_asked_for(
 @pytest.mark.parametrize("cut", [(0, 0), (0, 1), (1, 0), (1, 1)])
 @pytest.mark.parametrize("output", ["full", "half"])
 def test_frames_of_any_phase_and_odd_size_lie_on_their_targets(
-    cluster: None, data_root: Path, tmp_path: Path, cut: tuple[int, int], output: str
+    cluster: None, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[int, int], output: str
 ) -> None:
     """A network that passes the planes through must score best where it is, not a sensel aside."""
     row, column = cut
@@ -108,8 +110,8 @@ def test_frames_of_any_phase_and_odd_size_lie_on_their_targets(
         rgb = torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 3]) / 2, planes[:, 2]], 1) ** 0.45
         return rgb if output == "half" else rgb.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
-    generator.forward = planes_as_image
-    image = enhance(generator, opened.planes(pair), pair, CPU, 16)
+    monkeypatch.setattr(enhancing, "predict_bands", lambda _, planes, **__: [(planes_as_image(planes), None)])
+    image, _ = enhance(generator, opened.planes(pair), pair.short, pair.ratio, CPU)
     reference = reference_rendering(root / "long" / pair.long.source)
     target = at_scale(reference, pair, generator.scale, CPU)
     assert image.shape == target.shape
@@ -132,13 +134,13 @@ def _grey(image: torch.Tensor) -> np.ndarray:
 
 def test_a_picture_has_all_its_views_at_the_frames_size(opened: Shards) -> None:
     pair = opened.pairs[0]
-    score, picture = score_pair(make_generator(), opened, pair, CPU, 16, with_picture=True)
+    score, picture = score_pair(make_generator(), opened, pair, CPU, 1 << 20, with_picture=True)
     assert picture is not None and picture.name == score.name
     assert set(picture.images) == {"short", "plain", "output", "target", "attention"}
     assert picture.images["short"].mean() < picture.images["plain"].mean()
     assert {picture.images[v].shape for v in ("short", "plain", "output", "target")} == {(144, 192, 3)}
     assert picture.images["attention"].shape == (72, 96)
-    without = score_pair(make_generator(gates=False), opened, pair, CPU, 16, with_picture=True)[1]
+    without = score_pair(make_generator(gates=False), opened, pair, CPU, 1 << 20, with_picture=True)[1]
     assert without is not None and "attention" not in without.images
 
 

@@ -243,7 +243,7 @@ def test_gradients_of_half_batches_average_to_those_of_the_whole(make_batch: Mak
         return [p.grad for p in step.generator.parameters()]
 
     batch = make_batch(4)
-    tensors = ("short", "long", "black", "white", "white_balance", "ratio", "flips")
+    tensors = ("short", "long", "black", "white", "white_balance", "colors", "ratio", "flips")
     halves = [
         replace(batch, **{name: getattr(batch, name)[part] for name in tensors}) for part in (slice(2), slice(2, 4))
     ]

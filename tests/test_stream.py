@@ -61,7 +61,7 @@ def test_crops_are_windows_of_the_shards_at_the_schedules_places(opened: Shards)
         assert row["short"].dtype == row["long"].dtype == np.uint16
         assert row["name"] == pair.name and row["ratio"] == np.float32(pair.ratio)
         assert row["flips"].tolist() == [sample.flip_rows, sample.flip_columns, sample.transpose]
-        np.testing.assert_array_equal(row["black"], [512] * 4)
+        np.testing.assert_array_equal(row["black"], np.full((4, 1, 1), 512))
         seen += 1
     assert seen == len(samples)
 

@@ -1,8 +1,9 @@
 """Which short exposure belongs to which long one, in a folder laid out and named as SID's."""
 
+import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from lsid_ray.errors import InputError
@@ -82,19 +83,24 @@ def read_catalog(root: str | Path, exclude_misaligned: bool = True) -> Catalog:
     Raises InputError when the folder is missing, has no `short/` and `long/`, or no pair at all.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"data folder {root}: no such folder; expected one that holds short/ and long/")
-    if not _holds_pairs(root):
-        inside = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _holds_pairs(folder)]
-        hint = f"; pass {' or '.join(map(str, inside))}" if inside else ""
-        raise InputError(f"data folder {root}: expected the folders short/ and long/ in it{hint}")
-    shorts, longs = _raw_files(root / "short"), _raw_files(root / "long")
-    if not shorts and not longs:
+    unusable: list[tuple[Path, str]] = []
+    try:
+        if not root.is_dir():
+            raise InputError(f"data folder {root}: no such folder; expected one that holds short/ and long/")
+        if not _holds_pairs(root):
+            inside = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _holds_pairs(folder)]
+            hint = f"; pass {' or '.join(map(str, inside))}" if inside else ""
+            raise InputError(f"data folder {root}: expected the folders short/ and long/ in it{hint}")
+        shorts, longs = (_raw_files(root / kind, unusable) for kind in ("short", "long"))
+    except OSError as error:
+        raise InputError(f"data folder {error.filename or root}: {error.strerror}") from None
+    if not shorts and not longs and not unusable:
         raise InputError(f"data folder {root}: no raw files in short/ and long/")
     catalog = pair_names(shorts, longs, exclude_misaligned)
+    catalog = replace(catalog, problems=tuple(sorted([*catalog.problems, *unusable])))
     if not catalog.pairs and not catalog.excluded:
         path, reason = catalog.problems[0]
-        raise InputError(f"data folder {root}: no pair of short and long among {len(shorts) + len(longs)} "
+        raise InputError(f"data folder {root}: no pair of short and long among {len(shorts + longs + unusable)} "
                          f"files; {path.name}: {reason}")  # fmt: skip
     return catalog
 
@@ -163,5 +169,18 @@ def _holds_pairs(folder: Path) -> bool:
     return (folder / "short").is_dir() and (folder / "long").is_dir()
 
 
-def _raw_files(folder: Path) -> list[Path]:
-    return sorted(path for path in folder.iterdir() if path.suffix.lower() in RAW_SUFFIXES and path.name[0] != ".")
+def _raw_files(folder: Path, unusable: list[tuple[Path, str]]) -> list[Path]:
+    """Files with a raw file's name, sorted; what has the name and is no file goes to `unusable`."""
+    files = []
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() not in RAW_SUFFIXES or path.name[0] == ".":
+            continue
+        shown = os.fsencode(path.name).decode(errors="backslashreplace")
+        if shown != path.name:
+            unusable.append((folder / shown, "its name is not UTF-8"))
+        elif path.is_file():
+            files.append(path)
+        else:
+            kind = "a folder" if path.is_dir() else "a link that leads nowhere" if path.is_symlink() else "no file"
+            unusable.append((path, f"{kind}; expected a raw file"))
+    return files

@@ -8,17 +8,16 @@ import tifffile
 from PIL import Image, ImageOps
 
 from lsid_ray.errors import InputError
-from lsid_ray.raw.frame import XYZ_FROM_SRGB, RawFrame, read_raw
-from lsid_ray.raw.mosaic import pack, pack_black, unpack
+from lsid_ray.raw.color import A7S2_COLOR_MATRIX, srgb_from_camera
+from lsid_ray.raw.frame import RawFrame, read_raw
+from lsid_ray.raw.mosaic import BAYER, layout, pack, pack_black, unpack
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
 SMALLEST_SIDE = 64
 
-# SID's camera: LibRaw's matrix for the Sony A7S II (PMN's files have the same), and SID's levels.
-CAMERA = "SONY ILCE-7SM2"
+CAMERA = "SONY ILCE-7SM2"  # SID's, with its levels
 BLACK, WHITE = 512, 16383
-COLOR_MATRIX = ((0.5838, -0.143, -0.0246), (-0.3497, 1.1477, 0.2297), (-0.0748, 0.1885, 0.5778))
 
 
 def photograph_frame(path: Path, white_balance: tuple[float, float], max_side: int = 0) -> RawFrame:
@@ -39,6 +38,8 @@ def photograph_frame(path: Path, white_balance: tuple[float, float], max_side: i
     else:
         frame = read_raw(path)
         if 0 < max_side < max(frame.mosaic.shape):
+            if layout(frame.cfa) != BAYER:
+                raise InputError(f"{path}: X-Trans cannot be reduced to {max_side} pixels a side; pass max_side 0")
             frame = _reduced(frame, max_side)
     _check_size(path, *frame.mosaic.shape)
     return frame
@@ -46,8 +47,7 @@ def photograph_frame(path: Path, white_balance: tuple[float, float], max_side: i
 
 def _record(rgb: np.ndarray, white_balance: tuple[float, float], source: str) -> RawFrame:
     """(H, W, 3) float linear sRGB in [0, 1] -> the frame a Sony A7S II would have recorded."""
-    camera_from_srgb = np.array(COLOR_MATRIX) @ XYZ_FROM_SRGB
-    camera_from_srgb /= camera_from_srgb.sum(axis=1, keepdims=True)  # white stays white, as LibRaw has it
+    camera_from_srgb = np.linalg.inv(srgb_from_camera(A7S2_COLOR_MATRIX))
     gains = np.array([white_balance[0], 1.0, white_balance[1]])
     camera = (rgb @ camera_from_srgb.T / gains).clip(0, 1)
     levels = np.rint(BLACK + camera * (WHITE - BLACK)).astype(np.uint16)
@@ -60,7 +60,7 @@ def _record(rgb: np.ndarray, white_balance: tuple[float, float], source: str) ->
         black=(float(BLACK),) * 4,
         white=float(WHITE),
         white_balance=(white_balance[0], 1.0, white_balance[1]),
-        color_matrix=COLOR_MATRIX,
+        color_matrix=A7S2_COLOR_MATRIX,
         orientation=0,
         camera=CAMERA,
         iso=None,
@@ -74,7 +74,7 @@ def _reduced(frame: RawFrame, max_side: int) -> RawFrame:
     planes = pack(frame.mosaic, frame.cfa).transpose(1, 2, 0)
     small = np.rint(area_mean(planes, *_reduced_size(*planes.shape[:2], max_side // 2)))
     height, width = small.shape[:2]
-    red, green1, blue, green2 = pack_black(frame.black, frame.cfa)
+    red, green1, blue, green2 = pack_black(frame.black, frame.cfa).flat
     mosaic = unpack(small.astype(np.uint16).transpose(2, 0, 1), "RGGB", 2 * height, 2 * width)
     return replace(frame, mosaic=mosaic, cfa="RGGB", black=(red, green1, green2, blue))
 

@@ -8,13 +8,14 @@ import numpy as np
 from lsid_ray import config
 from lsid_ray.data.shards import PackedPair
 from lsid_ray.errors import InputError
+from lsid_ray.raw.mosaic import Layout, layout
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One crop of one pair, in packed pixels of the short.
+    """One crop of one pair, in packed pixels of the short, from where the CFA's repeat begins.
 
-    One pixel more than the crop is read on each side, so that flips can keep the phase of the CFA.
+    A repeat more than the crop is read on each side, so that flips can keep the phase of the CFA.
     """
 
     pair: int
@@ -33,16 +34,30 @@ class Schedule:
     training: config.Training
 
     def __post_init__(self) -> None:
-        side = self.training.crop + 1
+        first = self.pairs[0]
         for pair in self.pairs:
-            (y0, y1), (x0, x1) = _origins(pair, side)
-            if y1 < y0 or x1 < x0:
+            if layout(pair.short.cfa) != self.layout:
+                raise InputError(
+                    f"{pair.name} is {layout(pair.short.cfa).kind} and {first.name} is {self.layout.kind}: "
+                    "expected one kind of sensor in a run"
+                )
+            if not all(_origins(pair, self.side)):
                 height, width = pair.short.shard.shape[1:]
-                top, bottom, left, right = pair.short.padding
+                (above, below), (before, after) = _added(pair)
                 raise InputError(
                     f"--training.crop is {self.training.crop}: {pair.name} packs to {height}x{width}, "
-                    f"expected at least {side + top + bottom}x{side + left + right}"
+                    f"expected at least {above + self.side + below}x{before + self.side + after}"
                 )
+
+    @property
+    def layout(self) -> Layout:
+        """How the pairs' mosaics are packed."""
+        return layout(self.pairs[0].short.cfa)
+
+    @property
+    def side(self) -> int:
+        """Of what is read for a sample, in packed pixels."""
+        return self.training.crop + self.layout.repeat
 
     @cached_property
     def _draws(self) -> list[list[int]]:
@@ -82,20 +97,29 @@ class Schedule:
 
     def _sample(self, number: int, pair: int) -> Sample:
         random = np.random.default_rng([self.training.seed, 1, number])
-        (y0, y1), (x0, x1) = _origins(self.pairs[pair], self.training.crop + 1)
+        rows, columns = _origins(self.pairs[pair], self.side)
         flip = self.training.flip_probability
         return Sample(
             pair=int(pair),
-            y=int(random.integers(y0, y1 + 1)),
-            x=int(random.integers(x0, x1 + 1)),
+            y=rows[random.integers(len(rows))],
+            x=columns[random.integers(len(columns))],
             flip_rows=bool(random.random() < flip),
             flip_columns=bool(random.random() < flip),
             transpose=bool(random.random() < self.training.transpose_probability),
         )
 
 
-def _origins(pair: PackedPair, side: int) -> tuple[tuple[int, int], tuple[int, int]]:
-    """First and last y, and x, of windows of `side` packed pixels that hold no pixel added by packing."""
+def _origins(pair: PackedPair, side: int) -> tuple[range, range]:
+    """Rows and columns where windows of `side` packed pixels may begin that hold no sensel added by packing."""
     _, height, width = pair.short.shard.shape
+    (above, below), (before, after) = _added(pair)
+    step = layout(pair.short.cfa).repeat
+    return range(above, height - below - side + 1, step), range(before, width - after - side + 1, step)
+
+
+def _added(pair: PackedPair) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Packed pixels at each side that hold sensels added by packing; in front whole repeats of the CFA."""
+    found = layout(pair.short.cfa)
     top, bottom, left, right = pair.short.padding
-    return (top, height - bottom - side), (left, width - right - side)
+    above, before = (-(-added // found.period) * found.repeat for added in (top, left))
+    return (above, bool(bottom)), (before, bool(right))

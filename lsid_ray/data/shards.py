@@ -1,21 +1,25 @@
 """Shards: one Parquet file a frame, one row group a tile, the tile's pixels as bytes.
 
-    SHARDS/short/10003_00_0.04s.parquet   packed planes (4, h, w) uint16, as the sensor gave them
+    SHARDS/short/10003_00_0.04s.parquet   packed planes (C, h, w) uint16, as the sensor gave them
     SHARDS/long/10003_00_10s.parquet      the reference rendering (3, H, W) uint16, sRGB
-    SHARDS/index.json                     pairs, frames, rendering, and each shard's size and hash
+    SHARDS/index.json                     pairs, frames, raw files, rendering, and each shard's size and hash
 
-A window of a frame costs the tiles that it touches, each one range read. A long is stored once, however many
-shorts share it. The index is written last: a folder with an index is whole, one without is not read.
+C is 4 for Bayer and 9 for X-Trans. A window of a frame costs the tiles that it touches, each one range read. A long
+is stored once, however many shorts share it. A shard carries its own entry of the index and the hash of its raw
+file. The index is written last: a folder with an index is whole, one without is not read; while shards are being
+changed it goes by another name.
 """
 
 import hashlib
 import json
+import math
 import os
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, BinaryIO, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,8 +29,12 @@ from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame
 from lsid_ray.raw.mosaic import pack_black, phase_padding, unpack
 
-VERSION = 1
-TILE = 256  # packed pixels a side; a long's tiles are twice that
+VERSION = 2  # raised when the same raw file gives another shard
+TILE = 256  # packed pixels a side; a long's tiles are as many blocks of sensels
+INDEX = "index.json"
+UNFINISHED = ".index.json.previous"  # the index while shards are being changed
+LOCK = ".lock"
+RECORD = b"lsid_ray"  # key of a shard's own entry among its file's metadata
 Split = Literal["train", "validation", "test"]
 SCHEMA = pa.schema(
     [(name, pa.int32()) for name in ("y", "x", "channels", "height", "width")] + [("pixels", pa.binary())]
@@ -52,7 +60,7 @@ class ShardFile:
 
 @dataclass(frozen=True)
 class ShortFrame:
-    """What is known of a short exposure beside its pixels. Fields as in `raw.frame.RawFrame`."""
+    """What is known of an exposure, short or long, beside its pixels. Fields as in `raw.frame.RawFrame`."""
 
     shard: ShardFile
     height: int
@@ -69,7 +77,7 @@ class ShortFrame:
     exposure_s: float | None
 
     def raw_frame(self, planes: np.ndarray) -> RawFrame:
-        """The raw frame again, exactly, from its packed planes (4, h, w) uint16."""
+        """The raw frame again, exactly, from its packed planes (C, h, w) uint16."""
         return RawFrame(
             mosaic=unpack(planes, self.cfa, self.height, self.width),
             cfa=self.cfa,
@@ -86,7 +94,7 @@ class ShortFrame:
 
     @property
     def plane_black(self) -> np.ndarray:
-        """Black level of the planes R, G1, B, G2: (4,) float32, DN."""
+        """Black level of each plane, repeating every r packed pixels: (C, r, r) float32, DN."""
         return np.asarray(pack_black(self.black, self.cfa), np.float32)
 
     @property
@@ -113,6 +121,51 @@ class PackedPair:
 
 
 @dataclass(frozen=True)
+class Source:
+    """A raw file as packing found it."""
+
+    bytes: int
+    mtime_ns: int
+    sha256: str
+    shard: str
+    """Path of its shard; empty when it could not be packed."""
+    reason: str
+    """Why not."""
+
+
+@dataclass(frozen=True)
+class Index:
+    """All that index.json says."""
+
+    program: str
+    """Version of the program that wrote it."""
+    tile: int
+    """Side of the tiles, in packed pixels."""
+    rendering: dict[str, Any]
+    """LibRaw's version and parameters of the long exposures."""
+    sources: dict[str, Source]
+    """By file name, relative to the data set's folder."""
+    frames: dict[str, ShortFrame]
+    """By the shard's path; also those of no whole pair."""
+    pairs: tuple[PackedPair, ...]
+    failed: tuple[tuple[str, str], ...]
+    """Raw files that are in no pair, each with the reason."""
+
+    @property
+    def summary(self) -> str:
+        """How much it is: "15 shards, 240 tiles, 0.002 GB"."""
+        files = [frame.shard for frame in self.frames.values()]
+        count = sum(1 for file in files for _ in tiles(file.shape, file.tile))
+        return f"{len(files)} shards, {count} tiles, {sum(file.bytes for file in files) / 1e9:.3g} GB"
+
+    def record(self, path: str) -> dict[str, Any]:
+        """What the shard of that path must say of itself."""
+        frame = self.frames[path]
+        source = self.sources[f"{os.path.dirname(path)}/{frame.shard.source}"]
+        return shard_record(frame, source.sha256, self.tile, self.rendering)
+
+
+@dataclass(frozen=True)
 class Shards:
     """The pairs of the splits that were asked for; no other split can be reached through it."""
 
@@ -128,7 +181,7 @@ class Shards:
         return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
     def short_window(self, pair: PackedPair, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """(4, height, width) uint16 of the packed planes, from (y, x)."""
+        """(C, height, width) uint16 of the packed planes, from (y, x)."""
         return read_window(self.folder, pair.short.shard, y, x, height, width)
 
     def long_window(self, pair: PackedPair, y: int, x: int, height: int, width: int) -> np.ndarray:
@@ -136,7 +189,7 @@ class Shards:
         return read_window(self.folder, pair.long, y, x, height, width)
 
     def planes(self, pair: PackedPair) -> np.ndarray:
-        """The whole short: (4, h, w) uint16."""
+        """The whole short: (C, h, w) uint16."""
         return self.short_window(pair, 0, 0, *pair.short.shard.shape[1:])
 
     def target(self, pair: PackedPair) -> np.ndarray:
@@ -144,27 +197,109 @@ class Shards:
         return self.long_window(pair, 0, 0, *pair.long.shape[1:])
 
 
-def write_shard(path: Path, pixels: np.ndarray, tile: int) -> tuple[int, str]:
+def tiles(shape: tuple[int, int, int], side: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """y, x, channels, height, width of the tiles of pixels (C, H, W), in the order of row groups."""
+    channels, height, width = shape
+    for y in range(0, height, side):
+        for x in range(0, width, side):
+            yield y, x, channels, min(side, height - y), min(side, width - x)
+
+
+def write_shard(path: Path, pixels: np.ndarray, tile: int, record: dict[str, Any]) -> tuple[int, str]:
     """Write (C, H, W) uint16 in tiles of at most `tile` a side; complete or absent. Returns bytes and sha256.
 
-    Deterministic: the same pixels give the same file.
+    `record`, plain JSON values, stands among the file's metadata: see `read_record`. Deterministic: the same
+    arguments give the same file. Raises OSError when it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    channels, height, width = pixels.shape
+    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # nodes that share a disk number alike
     try:
-        with pq.ParquetWriter(
-            partial, SCHEMA, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
-        ) as writer:
-            for y in range(0, height, tile):
-                for x in range(0, width, tile):
-                    part = np.ascontiguousarray(pixels[:, y : y + tile, x : x + tile], dtype="<u2")
-                    values = (y, x, channels, *part.shape[1:], part.tobytes())
-                    writer.write_table(pa.table([[v] for v in values], schema=SCHEMA))
-        size, digest = partial.stat().st_size, file_sha256(partial)
+        with open(partial, "wb") as file:
+            hashed = _Hashed(file)
+            with pq.ParquetWriter(
+                hashed, SCHEMA, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+            ) as writer:
+                for y, x, channels, height, width in tiles(pixels.shape, tile):
+                    part = np.ascontiguousarray(pixels[:, y : y + height, x : x + width], dtype="<u2")
+                    columns = [pa.array([number], pa.int32()) for number in (y, x, channels, height, width)]
+                    ends = pa.py_buffer(np.array([0, part.nbytes], np.int32))
+                    columns.append(pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(part)]))
+                    writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+                writer.add_key_value_metadata({RECORD: json.dumps(record, sort_keys=True)})
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
-    return size, digest
+    return hashed.size, hashed.digest.hexdigest()
+
+
+class _Hashed:
+    """A file that is hashed as it is written, so that nothing must be read again."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.digest, self.size = file, hashlib.sha256(), 0
+
+    def write(self, part: bytes) -> int:
+        self.digest.update(part)
+        self.size += len(part)
+        return self.file.write(part)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def shard_record(frame: ShortFrame, source_sha256: str, tile: int, rendering: dict[str, Any]) -> dict[str, Any]:
+    """What a shard says of itself: all that the index says of its frame, but for its own size and hash.
+
+    rendering: as `rendering_record`; it is said of longs only. Plain JSON values.
+    """
+    entry = asdict(frame)
+    entry["shard"] = {name: value for name, value in entry["shard"].items() if name not in ("bytes", "sha256")}
+    record = {"version": VERSION, "tile": tile, "source_sha256": source_sha256, "frame": entry}
+    if frame.shard.path.startswith("long/"):
+        record["rendering"] = rendering
+    return json.loads(json.dumps(record))
+
+
+def read_record(path: Path) -> dict[str, Any] | None:
+    """The `record` that `write_shard` was given; None for what is missing or no such shard."""
+    try:
+        return json.loads(pq.read_metadata(path).metadata[RECORD])
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are ValueErrors
+        return None
+
+
+def recorded_frame(record: dict[str, Any], size: int, sha256: str) -> ShortFrame:
+    """The index's entry of a shard, from its own record, its size in bytes and its hash."""
+    return _frame({**record["frame"], "shard": {**record["frame"]["shard"], "bytes": size, "sha256": sha256}})
+
+
+def check_shard(folder: str | Path, shard: ShardFile, record: dict[str, Any]) -> str:
+    """What is wrong with a shard, empty when nothing is: its size, hash, record and every tile are looked at."""
+    path = Path(folder, shard.path)
+    try:
+        size = path.stat().st_size
+        if size != shard.bytes:
+            return f"has {size} bytes, {shard.bytes} by the index"
+        if file_sha256(path) != shard.sha256:
+            return "its bytes are not those of the index (sha256)"
+        if read_record(path) != record:
+            return "what it says of itself is not what the index says"
+        with pq.ParquetFile(path) as file:
+            expected = list(tiles(shard.shape, shard.tile))
+            if file.num_row_groups != len(expected):
+                return f"has {file.num_row_groups} tiles, {len(expected)} by the index"
+            for group, tile in enumerate(expected):
+                row = file.read_row_group(group)
+                there = tuple(row[name][0].as_py() for name in SCHEMA.names[:-1])
+                size = row["pixels"][0].as_buffer().size
+                if row.num_rows != 1 or there != tile or size != 2 * math.prod(tile[2:]):
+                    return f"tile {group} is {there} with {size} bytes, {tile} by the index"
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError, KeyError) as error:
+        return f"cannot be read ({error})"
+    return ""
 
 
 def file_sha256(path: Path) -> str:
@@ -204,30 +339,52 @@ def read_window(folder: str, shard: ShardFile, y: int, x: int, height: int, widt
     return window
 
 
-def write_index(folder: Path, pairs: Iterable[PackedPair], rendering: dict[str, Any], record: dict[str, Any]) -> None:
-    """Write index.json: complete or absent. `record` tells of how it was made: source, options, failures."""
-    index = {"version": VERSION, **record, "rendering": rendering, "pairs": [asdict(pair) for pair in pairs]}
-    partial = folder / ".index.json.partial"
-    partial.write_text(json.dumps(index, indent=1))
-    os.replace(partial, folder / "index.json")
+def write_index(folder: Path, index: Index) -> None:
+    """Write index.json: complete or absent."""
+    entries = asdict(index)
+    for entry, pair in zip(entries["pairs"], index.pairs, strict=True):
+        entry |= {"short": pair.short.shard.path, "long": pair.long.path}
+    partial = folder / f".{INDEX}.partial"
+    try:
+        partial.write_text(json.dumps({"version": VERSION, **entries}, indent=1, sort_keys=True))
+        os.replace(partial, folder / INDEX)
+    finally:
+        partial.unlink(missing_ok=True)
 
 
-def read_index(folder: str | Path) -> dict[str, Any]:
-    """index.json as written.
+def read_index(folder: str | Path, name: str = INDEX) -> Index:
+    """index.json as written; `name` may be UNFINISHED.
 
     Raises: InputError when it is missing, broken, or of another version.
     """
-    path = Path(folder) / "index.json"
+    path = Path(folder) / name
     if not path.is_file():
-        raise InputError(f"{folder} holds no index.json: expected shards, as jobs/pack.py writes them")
+        if any((Path(folder) / begun).exists() for begun in (UNFINISHED, LOCK)):
+            raise InputError(f"{folder} holds no {INDEX}, its packing is unfinished: run jobs/pack.py pack to its end")
+        raise InputError(f"{folder} holds no {INDEX}: expected shards, as jobs/pack.py writes them")
     try:
-        index = json.loads(path.read_text())
-        version = index["version"]
-    except (ValueError, KeyError, TypeError):
+        entries = json.loads(path.read_text())
+        version = entries.pop("version")
+    except (ValueError, KeyError, TypeError, AttributeError):
         raise InputError(f"{path} is not an index of shards: expected what jobs/pack.py writes") from None
     if version != VERSION:
         raise InputError(f"{path} is of version {version}, this program reads {VERSION}: pack the raw files again")
-    return index
+    try:
+        frames = {path: _frame(entry) for path, entry in entries["frames"].items()}
+        return Index(
+            **{
+                **entries,
+                "sources": {name: Source(**entry) for name, entry in entries["sources"].items()},
+                "frames": frames,
+                "pairs": tuple(
+                    PackedPair(**{**entry, "short": frames[entry["short"]], "long": frames[entry["long"]].shard})
+                    for entry in entries["pairs"]
+                ),
+                "failed": tuple(map(tuple, entries["failed"])),
+            }
+        )
+    except (KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is not whole ({error}): pack the raw files again") from None
 
 
 def open_shards(folder: str | Path, splits: Iterable[Split]) -> Shards:
@@ -237,35 +394,21 @@ def open_shards(folder: str | Path, splits: Iterable[Split]) -> Shards:
     """
     index = read_index(folder)
     pairs = []
-    try:
-        for split in splits:
-            chosen = [_pair(entry) for entry in index["pairs"] if entry["split"] == split]
-            if not chosen:
-                raise InputError(f"{folder} holds no pair of the {split} split")
-            pairs += chosen
-        return Shards(str(folder), tuple(pairs), index["rendering"])
-    except (KeyError, TypeError) as error:
-        raise InputError(f"{folder}/index.json is not whole ({error}): pack the raw files again") from None
+    for split in splits:
+        chosen = [pair for pair in index.pairs if pair.split == split]
+        if not chosen:
+            raise InputError(f"{folder} holds no pair of the {split} split")
+        pairs += chosen
+    return Shards(str(folder), tuple(pairs), index.rendering)
 
 
-def _pair(entry: dict[str, Any]) -> PackedPair:
-    short, long = entry["short"], entry["long"]
-    return PackedPair(
+def _frame(entry: dict[str, Any]) -> ShortFrame:
+    return ShortFrame(
         **{
             **entry,
-            "short": ShortFrame(
-                **{
-                    **short,
-                    "shard": _shard_file(short["shard"]),
-                    "black": tuple(short["black"]),
-                    "white_balance": tuple(short["white_balance"]),
-                    "color_matrix": tuple(map(tuple, short["color_matrix"])),
-                }
-            ),
-            "long": _shard_file(long),
+            "shard": ShardFile(**{**entry["shard"], "shape": tuple(entry["shard"]["shape"])}),
+            "black": tuple(entry["black"]),
+            "white_balance": tuple(entry["white_balance"]),
+            "color_matrix": tuple(map(tuple, entry["color_matrix"])),
         }
     )
-
-
-def _shard_file(entry: dict[str, Any]) -> ShardFile:
-    return ShardFile(**{**entry, "shape": tuple(entry["shape"])})

@@ -10,11 +10,12 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionReso
 from lsid_ray.cluster import READER_CPUS
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.shards import Shards
+from lsid_ray.raw.color import srgb_from_camera
 
 BLOCK_BYTES = 32 << 20  # blocks of 134 MB stream 2.5 times slower than blocks of 64 MB (2 cores, ray 2.60)
 READ_AHEAD_STEPS = 16
 NUMBERING_CPUS = 0.01  # `ray.data.range` would hold a whole one
-NUMBERS_AT_ONCE = 1 << 16
+NUMBERED_BLOCKS = 1 << 14  # at once: whole blocks, or one would mix two steps
 READ_AHEAD_LEAST_BYTES = 64 << 20
 
 
@@ -24,15 +25,15 @@ def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_wor
     Every block belongs to one worker's part of one step, and Ray, told to preserve the order, hands blocks out in
     turn: so the samples of a step are the same for any number of workers. `check_order` holds it to that.
 
-    Columns, for a crop of s packed pixels: number () int64, name, short (4, s+1, s+1) uint16,
-    long (3, 2s+2, 2s+2) uint16, black (4,) float32 DN, white () float32 DN, white_balance (3,) float32,
-    ratio () float32, flips (3,) bool: rows, columns, transpose.
+    Columns, for a crop of s packed pixels (C, k and r as in `model.inputs.Batch`): number () int64, name,
+    short (C, s+r, s+r) uint16, long (3, k(s+r), k(s+r)) uint16, black (C, r, r) float32 DN, white () float32 DN,
+    white_balance (3,) float32, colors (3, 3) float32, ratio () float32, flips (3,) bool: rows, columns, transpose.
     """
     batch = schedule.training.batch_size
     first, last = start_step * batch, schedule.total_steps * batch
     rows = _block_rows(batch // num_workers, _sample_bytes(schedule))
     numbers = ray.data.from_items([{"first": first, "last": last}])
-    numbers = numbers.map_batches(_number, batch_size=rows, num_cpus=NUMBERING_CPUS)
+    numbers = numbers.map_batches(_number, fn_args=(rows * NUMBERED_BLOCKS,), num_cpus=NUMBERING_CPUS)
     return numbers.repartition(target_num_rows_per_block=rows).map_batches(
         _Reader,
         fn_constructor_args=(shards, schedule),
@@ -55,8 +56,8 @@ def execution_options(schedule: Schedule) -> ExecutionOptions:
 
 
 def _sample_bytes(schedule: Schedule) -> int:
-    side = schedule.training.crop + 1
-    return 2 * (4 * side**2 + 3 * (2 * side) ** 2)
+    layout = schedule.layout
+    return 2 * schedule.side**2 * (len(layout.colors) + 3 * layout.block**2)
 
 
 def _block_rows(worker_batch: int, sample_bytes: int) -> int:
@@ -65,10 +66,10 @@ def _block_rows(worker_batch: int, sample_bytes: int) -> int:
     return max([n for n in parts if n * sample_bytes <= BLOCK_BYTES], default=1)
 
 
-def _number(batch: dict[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+def _number(batch: dict[str, np.ndarray], at_once: int) -> Iterator[dict[str, np.ndarray]]:
     first, last = int(batch["first"][0]), int(batch["last"][0])
-    for start in range(first, last, NUMBERS_AT_ONCE):
-        yield {"number": np.arange(start, min(start + NUMBERS_AT_ONCE, last))}
+    for start in range(first, last, at_once):
+        yield {"number": np.arange(start, min(start + at_once, last))}
 
 
 class _Reader:
@@ -79,7 +80,7 @@ class _Reader:
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
         numbers, shards, schedule = batch["number"], self.shards, self.schedule
-        side = schedule.training.crop + 1
+        side, block = schedule.side, schedule.layout.block
         columns: dict[str, list] = {name: [] for name in COLUMNS}
         for number, sample in zip(numbers, schedule.samples(int(numbers[0]), int(numbers[-1]) + 1), strict=True):
             pair = shards.pairs[sample.pair]
@@ -88,10 +89,11 @@ class _Reader:
                 number,
                 pair.name,
                 shards.short_window(pair, sample.y, sample.x, side, side),
-                shards.long_window(pair, 2 * sample.y - top, 2 * sample.x - left, 2 * side, 2 * side),
+                shards.long_window(pair, block * sample.y - top, block * sample.x - left, block * side, block * side),
                 pair.short.plane_black,
                 np.float32(pair.short.white),
                 np.asarray(pair.short.white_balance, np.float32),
+                srgb_from_camera(pair.short.color_matrix).astype(np.float32),
                 np.float32(pair.ratio),
                 np.array([sample.flip_rows, sample.flip_columns, sample.transpose]),
             )
@@ -100,7 +102,7 @@ class _Reader:
         return {name: np.stack(column) for name, column in columns.items()}
 
 
-COLUMNS = ("number", "name", "short", "long", "black", "white", "white_balance", "ratio", "flips")
+COLUMNS = ("number", "name", "short", "long", "black", "white", "white_balance", "colors", "ratio", "flips")
 
 
 def check_order(numbers: np.ndarray, step: int, batch_size: int, num_workers: int) -> None:

@@ -12,42 +12,19 @@ import ray
 import ray.data
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from lsid_ray import __version__
 from lsid_ray.data.shards import PackedPair, Shards, Split, open_shards
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate import metrics
-from lsid_ray.evaluate.predict import predict
+from lsid_ray.evaluate.enhance import enhance
+from lsid_ray.evaluate.predict import MEMORY_BYTES
 from lsid_ray.evaluate.report import Picture, Score, summarize, write_report
 from lsid_ray.model.checkpoint import load_facts, load_generator
 from lsid_ray.model.generator import Generator
-from lsid_ray.model.inputs import network_input
 from lsid_ray.raw.develop import plain_rendering
-
-
-def frame_input(planes: np.ndarray, pair: PackedPair, generator: Generator, device: torch.device) -> Tensor:
-    """A short's planes (4, h, w) uint16 as the network's input (1, 4, h, w) float32 in [0, 1]."""
-    short = pair.short
-    return network_input(
-        torch.from_numpy(planes)[None].to(device),
-        torch.from_numpy(short.plane_black)[None].to(device),
-        torch.tensor([short.white], device=device),
-        torch.tensor([short.white_balance], device=device),
-        torch.tensor([pair.ratio], device=device),
-        generator.config,
-    )
-
-
-def enhance(
-    generator: Generator, planes: np.ndarray, pair: PackedPair, device: torch.device, tile: int | None
-) -> Tensor:
-    """The generator's photograph of one short: (H, W, 3) float32 in [0, 1], the mosaic's size or half of it."""
-    image = predict(generator, frame_input(planes, pair, generator, device), tile=tile)[0].float().clamp(0, 1)
-    if generator.scale == 2:
-        top, _, left, _ = pair.short.padding
-        image = image[:, top : top + pair.short.height, left : left + pair.short.width]
-    return image.permute(1, 2, 0)
+from lsid_ray.raw.mosaic import layout
 
 
 def at_scale(image_HW3: np.ndarray, pair: PackedPair, scale: int, device: torch.device) -> Tensor:
@@ -60,12 +37,12 @@ def at_scale(image_HW3: np.ndarray, pair: PackedPair, scale: int, device: torch.
 
 
 def validate(
-    generator: Generator, shards: Shards, pairs: list[PackedPair], device: torch.device, tile: int
+    generator: Generator, shards: Shards, pairs: list[PackedPair], device: torch.device
 ) -> list[dict[str, float]]:
     """PSNR and SSIM of each pair's full frame."""
     scores = []
     for pair in pairs:
-        image = enhance(generator, shards.planes(pair), pair, device, tile)
+        image, _ = enhance(generator, shards.planes(pair), pair.short, pair.ratio, device)
         target = at_scale(shards.target(pair).transpose(1, 2, 0), pair, generator.scale, device)
         scores.append({"psnr_db": metrics.psnr_db(image, target), "ssim": metrics.ssim(image, target)})
     return scores
@@ -87,7 +64,7 @@ def evaluate(
     split: Split,
     out: str | Path,
     *,
-    tile: int = 512,
+    memory_bytes: int = MEMORY_BYTES,
     use_gpu: bool = False,
     pictures: int = 6,
     include_misaligned: bool = False,
@@ -95,7 +72,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a checkpoint on every full frame of a split, beside the plain rendering; write the report to `out`.
 
-    tile: side in packed pixels of what is predicted at once. pictures: of how many frames to show pictures.
+    memory_bytes: what one prediction's working memory may take. pictures: of how many frames to show pictures.
     Raises: InputError as `load_generator`, `open_shards` and `write_report`, or when only misaligned pairs are there.
     """
     checkpoint, folder = Path(checkpoint).resolve(), Path(folder).resolve()  # workers have another folder
@@ -105,13 +82,16 @@ def evaluate(
     left_out = [pair.name for pair in shards.pairs if pair not in pairs]
     if not pairs:
         raise InputError(f"{folder}: all {len(left_out)} pairs of the {split} split are of misaligned scenes")
+    for pair in pairs:
+        if (kind := layout(pair.short.cfa).kind) != generator.config.cfa:
+            raise InputError(f"{folder}: {pair.name} is {kind}, {checkpoint} was trained for {generator.config.cfa}")
     shown = _chosen(pairs, pictures)
     if use_gpu and not ray.cluster_resources().get("GPU"):
         raise InputError("the cluster has no GPU, expected at least one for --use-gpu")
     rows = [{"number": n, "pair": shards.pairs.index(p), "picture": n in shown} for n, p in enumerate(pairs)]
     dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
         _score_row,
-        fn_args=(str(checkpoint), str(folder), split, tile, use_gpu),
+        fn_args=(str(checkpoint), str(folder), split, memory_bytes, use_gpu),
         num_cpus=1,
         num_gpus=1 if use_gpu else 0,
     )
@@ -126,7 +106,7 @@ def evaluate(
     record = {
         "checkpoint": {"folder": str(checkpoint), **load_facts(checkpoint)},
         "split": split,
-        "resolution": "full" if generator.scale == 2 else "half (means of 2x2): not comparable with full resolution",
+        "resolution": "full" if generator.scale > 1 else "half (means of 2x2): not comparable with full resolution",
         "left out as misaligned": left_out,
         "rendering": shards.rendering,
         "program": f"lsid_ray {__version__}, torch {torch.__version__}",
@@ -157,21 +137,21 @@ def _opened(checkpoint: str, folder: str, split: Split, use_gpu: bool) -> tuple[
 
 
 def _score_row(
-    row: dict[str, Any], checkpoint: str, folder: str, split: Split, tile: int, use_gpu: bool
+    row: dict[str, Any], checkpoint: str, folder: str, split: Split, memory_bytes: int, use_gpu: bool
 ) -> dict[str, Any]:
     generator, shards, device = _opened(checkpoint, folder, split, use_gpu)
-    score, picture = score_pair(generator, shards, shards.pairs[row["pair"]], device, tile, row["picture"])
+    score, picture = score_pair(generator, shards, shards.pairs[row["pair"]], device, memory_bytes, row["picture"])
     return {"number": row["number"], "score": score, "picture": picture}
 
 
 def score_pair(
-    generator: Generator, shards: Shards, pair: PackedPair, device: torch.device, tile: int, with_picture: bool
+    generator: Generator, shards: Shards, pair: PackedPair, device: torch.device, memory_bytes: int, with_picture: bool
 ) -> tuple[Score, Picture | None]:
     """One frame's scores, and its pictures if wanted."""
     scale = generator.scale
     planes = shards.planes(pair)
     start = time.perf_counter()
-    image = enhance(generator, planes, pair, device, tile)
+    image, weights = enhance(generator, planes, pair.short, pair.ratio, device, memory_bytes)
     seconds = time.perf_counter() - start
     target = at_scale(shards.target(pair).transpose(1, 2, 0), pair, scale, device)
     frame = pair.short.raw_frame(planes)
@@ -203,24 +183,7 @@ def score_pair(
         "output": image,
         "target": target,
     }
-    if generator.gates:
-        weights = predict(_Attention(generator), frame_input(planes, pair, generator, device), tile=tile)
-        views["attention"] = weights[0, 0]
-    images = {name: (view * 255).round().byte().cpu().numpy() for name, view in views.items() if name != "attention"}
-    if "attention" in views:
-        images["attention"] = views["attention"].cpu().numpy()
+    images = {name: (view * 255).round().byte().cpu().numpy() for name, view in views.items()}
+    if weights is not None:
+        images["attention"] = weights.cpu().numpy()
     return score, Picture(name=pair.name, ratio=pair.ratio, images=images)
-
-
-class _Attention(nn.Module):
-    """The finest gate's weights in the image's place, for `predict`."""
-
-    def __init__(self, generator: Generator):
-        super().__init__()
-        self.generator = generator
-        self.stride, self.receptive_radius, self.scale = generator.stride, generator.receptive_radius, 1
-
-    def forward(self, planes: Tensor) -> Tensor:
-        weights = self.generator.with_attention(planes)[1]
-        assert weights is not None
-        return weights

@@ -6,22 +6,21 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from lsid_ray import config
-from lsid_ray.model.generator import PLANES
 
 
 class Discriminator(nn.Module):
-    """planes (B, 4, h, w), image (B, 3, scale*h, scale*w) -> logits (B, 1, h', w'), one per patch.
+    """planes (B, planes, h, w), image (B, 3, scale*h, scale*w) -> logits (B, 1, h', w'), one per patch.
 
     A full-resolution image is folded (pixel unshuffle) to the planes' size: nothing of it is lost, and both
     are seen at one scale.
     """
 
-    def __init__(self, c: config.Discriminator, scale: int):
+    def __init__(self, c: config.Discriminator, planes: int, scale: int):
         super().__init__()
         self.scale = scale
         widths = [min(c.width * 2**i, c.width * 8) for i in range(c.layers + 1)]
         layers: list[nn.Module] = []
-        inputs = PLANES + 3 * scale**2
+        inputs = planes + 3 * scale**2
         for i, outputs in enumerate(widths):
             conv = nn.Conv2d(inputs, outputs, 4, stride=2 if i < c.layers else 1, padding=1)
             layers.append(spectral_norm(conv) if c.norm == "spectral" else conv)

@@ -9,8 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsid_ray import config
-
-PLANES = 4  # R, G1, B, G2
+from lsid_ray.raw.mosaic import LAYOUTS
 
 
 def _norm(kind: str, channels: int) -> nn.Module:
@@ -62,14 +61,20 @@ class AttentionGate(nn.Module):
 
 
 class Generator(nn.Module):
-    """(B, 4, h, w) float in [0, 1] -> (B, 3, scale*h, scale*w) float, about [0, 1], not clamped. Any h, w."""
+    """(B, C, h, w) float in [0, 1] -> (B, 3, scale*h, scale*w) float, about [0, 1], not clamped. Any h, w.
+
+    C is 4 for Bayer, 9 for X-Trans, whose packed pixel is a third of the sensor's resolution: SID's Fuji network,
+    with 27 channels before the pixel shuffle.
+    """
 
     def __init__(self, c: config.Generator):
         super().__init__()
         self.config = c
+        self.planes = len(LAYOUTS[c.cfa].colors)
         widths = [c.width * 2**level for level in range(c.depth + 1)]
         self.encoders = nn.ModuleList(
-            _double_conv(c, inputs, outputs) for inputs, outputs in zip([PLANES, *widths[:-1]], widths, strict=True)
+            _double_conv(c, inputs, outputs)
+            for inputs, outputs in zip([self.planes, *widths[:-1]], widths, strict=True)
         )
         self.ups = nn.ModuleList(_upsample(c, 2 * width, width) for width in widths[:-1])
         self.gates = nn.ModuleList(AttentionGate(width, c.norm) for width in widths[:-1] if c.gates)
@@ -79,7 +84,7 @@ class Generator(nn.Module):
     @property
     def scale(self) -> int:
         """Output pixels per packed pixel, along one side."""
-        return 2 if self.config.output == "full" else 1
+        return LAYOUTS[self.config.cfa].block if self.config.output == "full" else 1
 
     @property
     def stride(self) -> int:
@@ -117,7 +122,6 @@ class Generator(nn.Module):
                 skip, weights = self.gates[level](features, skip)
             features = self.decoders[level](torch.cat([skip, features], dim=1))
         image = self.head(features)
-        if self.scale == 2:
-            image = F.pixel_shuffle(image, 2)
+        image = F.pixel_shuffle(image, self.scale)
         image = image[..., : self.scale * height, : self.scale * width]
         return image, None if weights is None else weights[..., :height, :width]

@@ -78,6 +78,21 @@ def amplify(frame: RawFrame, ratio: float) -> np.ndarray:
     return amplified
 
 
+def upright(image_HW: np.ndarray, orientation: int) -> np.ndarray:
+    """A picture (H, W, ...) in sensor orientation as it was meant to be seen: a view, (W, H, ...) for codes 4 to 7.
+
+    orientation: LibRaw's flip, as `RawFrame.orientation`: of its bits 1 mirrors the columns, 2 the rows, 4 then
+    swaps rows and columns. Raises ValueError for another code. Source: LibRaw's `flip_index`.
+    """
+    if orientation not in range(8):
+        raise ValueError(f"orientation {orientation}; expected LibRaw's flip, 0 to 7")
+    if orientation & 2:
+        image_HW = image_HW[::-1]
+    if orientation & 1:
+        image_HW = image_HW[:, ::-1]
+    return image_HW.swapaxes(0, 1) if orientation & 4 else image_HW
+
+
 def _render(raw: rawpy.RawPy, frame: RawFrame) -> np.ndarray:
     options = {
         **RENDERING,

@@ -15,16 +15,13 @@ import rawpy
 import tifffile
 
 from lsid_ray.errors import InputError
+from lsid_ray.raw.color import XYZ_FROM_SRGB
 
 # tifffile logs what it finds odd in a camera's tags; here LibRaw judges the file, in one line.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 _EXPOSURE = re.compile(r"_(\d+(?:\.\d+)?)s(?:\.[^.]*)?$")
 _LONGEST_EXPOSURE_S = 86400.0  # what lies beyond is a damaged tag
-# XYZ of the sRGB primaries at D65, with LibRaw's own digits: its `color_matrix` is built from them.
-XYZ_FROM_SRGB = np.array(
-    [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
-)
 
 
 class Sensor(Protocol):
@@ -95,8 +92,13 @@ def read_raw(path: str | Path) -> RawFrame:
 def open_raw(path: str | Path) -> Iterator[rawpy.RawPy]:
     """A camera file opened and decoded by LibRaw; whatever LibRaw finds wrong with it is an InputError."""
     path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: no such file")
+    try:
+        with path.open("rb"):
+            pass
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except OSError as error:  # a folder, a loop of links, no permission
+        raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
     _check_container(path)
     try:
         with rawpy.imread(str(path)) as raw:

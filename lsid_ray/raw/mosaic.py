@@ -1,6 +1,13 @@
-"""A Bayer mosaic as planes R, G1, B, G2 and back, whatever phase the sensor starts in."""
+"""A mosaic as packed planes and back: Bayer to R, G1, B, G2 at a half, X-Trans to nine planes at a third.
+
+A packed pixel is a square block of sensels: 2x2 of Bayer, 3x3 of X-Trans. Both kinds begin at one phase of their
+pattern, whichever the sensor begins at, so that a network meets one geometry.
+"""
 
 import math
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
 import numpy as np
 
@@ -8,57 +15,130 @@ from lsid_ray.errors import InputError
 
 BAYER_PHASES = ("RGGB", "GRBG", "GBRG", "BGGR")
 MAX_RATIO = 300.0  # Chen et al. 2018: 10 s / 0.033 s counts as 300, not 303
-_PLANE_AT = ((0, 0), (0, 1), (1, 1), (1, 0))  # row, column of R, G1, B, G2 in an RGGB square
+Kind = Literal["bayer", "xtrans"]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How one kind of mosaic packs."""
+
+    kind: Kind
+    pattern: str
+    """The repeating square, row-major, at the phase where packing begins."""
+    block: int
+    """Sensels along a side of a packed pixel."""
+    colors: str
+    """Of the planes."""
+    sensels: tuple[tuple[tuple[int, int], ...], ...]
+    """Row and column in its block of each plane's sensel: for blocks with an even row + column, then for odd ones."""
+
+    @property
+    def period(self) -> int:
+        """Sensels along a side of the repeating square."""
+        return math.isqrt(len(self.pattern))
+
+    @property
+    def repeat(self) -> int:
+        """Packed pixels along a side of the repeating square."""
+        return self.period // self.block
+
+
+BAYER = Layout("bayer", "RGGB", 2, "RGBG", (((0, 0), (0, 1), (1, 1), (1, 0)),))
+# The order of planes is SID's (cchen156, train_Fuji.py). Shifted by a block each way the pattern is the same, and
+# so it is, but for a shift, mirrored or transposed: 18 phases are all there are.
+XTRANS = Layout(
+    "xtrans",
+    "RBGBRGGGRGGBGGBGGRBRGRBGGGBGGRGGRGGB",
+    3,
+    "RGBRBGGGG",
+    (
+        ((0, 0), (0, 2), (0, 1), (1, 2), (2, 2), (1, 0), (1, 1), (2, 0), (2, 1)),
+        ((0, 1), (0, 2), (0, 0), (2, 2), (1, 2), (1, 0), (1, 1), (2, 0), (2, 1)),
+    ),
+)
+LAYOUTS: dict[Kind, Layout] = {"bayer": BAYER, "xtrans": XTRANS}
+
+
+def layout(cfa: str) -> Layout:
+    """The layout of a CFA pattern, 4 or 36 letters in any phase. Raises InputError for any other pattern."""
+    return _layout_and_phase(cfa)[0]
+
+
+@lru_cache
+def _layout_and_phase(cfa: str) -> tuple[Layout, int, int]:
+    """The layout, and the rows and columns to add above and before for the mosaic to begin at its phase."""
+    for found in LAYOUTS.values():
+        if len(found.pattern) == len(cfa):
+            square, wanted = _square(cfa), _square(found.pattern)
+            shifts = sorted(np.ndindex(found.period, found.period), key=sum)
+            for top, left in shifts:
+                if (np.roll(square, (top, left), (0, 1)) == wanted).all():
+                    return found, top, left
+    expected = f"{', '.join(BAYER_PHASES)} or X-Trans's 36 letters"
+    raise InputError(f"CFA pattern {cfa!r} cannot be packed: expected one of {expected}")
+
+
+def _square(pattern: str) -> np.ndarray:
+    period = math.isqrt(len(pattern))
+    return np.array(list(pattern)).reshape(period, period)
 
 
 def phase_padding(cfa: str, height: int, width: int) -> tuple[int, int, int, int]:
-    """Rows and columns (top, bottom, left, right), each 0 or 1, that make a mosaic start at R and even.
+    """Rows and columns (top, bottom, left, right) that make a mosaic begin at its layout's phase in whole blocks.
 
-    `cfa` is one of BAYER_PHASES; `height` and `width` are the mosaic's, in pixels, at least 2.
-    Raises InputError for any other pattern (X-Trans among them) or size.
+    Each is 0 or 1 for Bayer, 0 to 5 for X-Trans. `height` and `width` are the mosaic's, in sensels, at least a
+    period of the pattern. Raises InputError for another pattern (see `layout`) or size.
     """
-    if cfa not in BAYER_PHASES:
-        kind = "X-Trans" if len(cfa) == 36 else repr(cfa)
-        raise InputError(f"CFA pattern {kind} cannot be packed: expected one of {', '.join(BAYER_PHASES)}")
-    if height < 2 or width < 2:
-        raise InputError(f"a mosaic of {height}x{width} pixels cannot be packed: expected at least 2x2")
-    top, left = divmod(cfa.index("R"), 2)
-    return top, (height + top) % 2, left, (width + left) % 2
+    found, top, left = _layout_and_phase(cfa)
+    if min(height, width) < found.period:
+        raise InputError(
+            f"a mosaic of {height}x{width} pixels cannot be packed: expected at least {found.period}x{found.period}"
+        )
+    return top, -(height + top) % found.block, left, -(width + left) % found.block
 
 
 def pack(mosaic: np.ndarray, cfa: str) -> np.ndarray:
-    """(H, W) mosaic of any dtype -> (4, ceil, ceil) planes R, G1 (green on red's row), B, G2, same dtype.
+    """(H, W) mosaic of any dtype -> (C, h, w) planes of the same dtype, h and w in whole blocks.
 
-    A mosaic that does not start at R, or is odd, is first extended by `phase_padding`, reflected without
-    repeating its edge: the neighbour two pixels in has the colour the new pixel needs. So every packed
-    frame has RGGB's geometry and no pixel is lost. Raises InputError as `phase_padding` does.
+    Bayer: C = 4: R, G1 (green on red's row), B, G2. X-Trans: C = 9: R, G, B, R, B and four G, as SID does it for
+    Fuji. A mosaic that begins at another phase or ends within a block is first extended by `phase_padding` with
+    the sensels a period of the pattern away, which have the colours that are needed: so none is lost or read
+    twice. Raises InputError as `phase_padding` does.
     """
-    top, bottom, left, right = phase_padding(cfa, *mosaic.shape)
-    if top or bottom or left or right:
-        mosaic = np.pad(mosaic, ((top, bottom), (left, right)), mode="reflect")
-    return np.stack([mosaic[row::2, column::2] for row, column in _PLANE_AT])
+    found = layout(cfa)
+    mosaic = _extended(mosaic, phase_padding(cfa, *mosaic.shape), found.period)
+    height, width = (side // found.block for side in mosaic.shape)
+    planes = np.empty((len(found.colors), height, width), mosaic.dtype)
+    for plane, there, here in _slices(found):
+        planes[plane][there] = mosaic[here]
+    return planes
 
 
 def unpack(planes: np.ndarray, cfa: str, height: int, width: int) -> np.ndarray:
-    """(4, h, w) planes -> the (height, width) mosaic they were packed from, exactly; same dtype.
+    """(C, h, w) planes -> the (height, width) mosaic they were packed from, exactly; same dtype.
 
     Raises InputError as `phase_padding` does, or when the planes are not those of such a mosaic.
     """
+    found = layout(cfa)
     top, bottom, left, right = phase_padding(cfa, height, width)
     whole = (height + top + bottom, width + left + right)
-    expected = (4, whole[0] // 2, whole[1] // 2)
+    expected = (len(found.colors), whole[0] // found.block, whole[1] // found.block)
     if planes.shape != expected:
         raise InputError(f"planes of shape {planes.shape}: a {height}x{width} {cfa} mosaic packs to {expected}")
     mosaic = np.empty(whole, planes.dtype)
-    for plane, (row, column) in zip(planes, _PLANE_AT, strict=True):
-        mosaic[row::2, column::2] = plane
+    for plane, there, here in _slices(found):
+        mosaic[here] = planes[plane][there]
     return mosaic[top : top + height, left : left + width].copy()
 
 
 def pack_black(black: tuple[float, ...], cfa: str) -> np.ndarray:
-    """Black levels per CFA position (DN, row-major) -> (4,) float64 in plane order R, G1, B, G2."""
-    top, _, left, _ = phase_padding(cfa, 2, 2)
-    return np.array([black[(row + top) % 2 * 2 + (column + left) % 2] for row, column in _PLANE_AT])
+    """Black levels per CFA position (DN, row-major) -> (C, r, r) float64 in plane order.
+
+    They repeat every r packed pixels: 1 for Bayer, 2 for X-Trans.
+    """
+    found, top, left = _layout_and_phase(cfa)
+    square = np.asarray(black, np.float64).reshape(found.period, found.period)
+    return pack(np.roll(square, (top, left), (0, 1)), found.pattern)
 
 
 def black_mosaic(black: tuple[float, ...], height: int, width: int) -> np.ndarray:
@@ -76,3 +156,27 @@ def amplification_ratio(long_s: float, short_s: float) -> float:
     if not (math.isfinite(long_s) and 0 < short_s <= long_s):
         raise InputError(f"exposures of {long_s} s (long) and {short_s} s (short): expected 0 < short <= long")
     return min(long_s / short_s, MAX_RATIO)
+
+
+def _extended(mosaic: np.ndarray, padding: tuple[int, int, int, int], period: int) -> np.ndarray:
+    """The mosaic with rows and columns added at its sides, each a copy of the one a period further in."""
+    for axis, (before, after) in enumerate((padding[:2], padding[2:])):
+        if before or after:
+            size = mosaic.shape[axis]
+            inside = [*range(period - before, period), *range(size), *range(size - period, size - period + after)]
+            mosaic = mosaic.take(inside, axis)
+    return mosaic
+
+
+def _slices(found: Layout) -> list[tuple[int, tuple[slice, slice], tuple[slice, slice]]]:
+    """For each plane and each block of the repeating square: its pixels in the plane and in the mosaic."""
+    result = []
+    for row, column in np.ndindex(found.repeat, found.repeat):
+        there = (slice(row, None, found.repeat), slice(column, None, found.repeat))
+        for plane, (y, x) in enumerate(found.sensels[(row + column) % len(found.sensels)]):
+            here = (
+                slice(found.block * row + y, None, found.period),
+                slice(found.block * column + x, None, found.period),
+            )
+            result.append((plane, there, here))
+    return result

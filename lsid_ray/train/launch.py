@@ -62,6 +62,10 @@ def train(
     shards = open_shards(shards_folder, ["train"])
     digest = open_shards(shards_folder, ["train", "validation"]).digest
     schedule = Schedule(shards.pairs, experiment.training)
+    if schedule.layout.kind != experiment.generator.cfa:
+        raise InputError(
+            f"--generator.cfa is {experiment.generator.cfa}: the frames in {shards_folder} are {schedule.layout.kind}"
+        )
     cluster = experiment.cluster
     check_workers(cluster)
     storage = Path(experiment.storage).resolve()

@@ -39,7 +39,7 @@ class GanStep:
         self.discriminator: Discriminator | None = None
         if experiment.loss.adv_weight > 0:
             torch.manual_seed(experiment.training.seed + 1)  # the generator's weights do not depend on it
-            self.discriminator = Discriminator(experiment.discriminator, self.generator.scale)
+            self.discriminator = Discriminator(experiment.discriminator, self.generator.planes, self.generator.scale)
             self.discriminator.to(device, memory_format=layout)
             self.wrapped_discriminator = wrap(self.discriminator)
             self.optimizer_d = torch.optim.Adam(

@@ -98,7 +98,7 @@ def train_worker(options: dict[str, Any]) -> None:
                 dist.broadcast(buffer, src=0)
         step.scored.eval()
         began = time.perf_counter()
-        scores = validate(step.scored, validation, list(validation.pairs[rank::world]), device, training.tile)
+        scores = validate(step.scored, validation, list(validation.pairs[rank::world]), device)
         everyone: list[Any] = [scores]
         if world > 1:
             everyone = [None] * world
