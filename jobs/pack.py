@@ -17,47 +17,47 @@ from tyro.conf import Positional, arg
 
 from lsid_ray import cluster
 from lsid_ray.commandline import parse_call, run_job
-from lsid_ray.data import pack as packing
 from lsid_ray.data import shards
 from lsid_ray.data.catalog import read_catalog
+from lsid_ray.data.pack import default_shards, pack_folder
 from lsid_ray.data.preview import contact_sheet
+from lsid_ray.data.verify import repair_folder, verify_folder
 from lsid_ray.errors import PartFailure
 from lsid_ray.progress import counting
 
 Root = Annotated[str, Positional, arg(metavar="ROOT", help="Folder that holds short/ and long/, with SID's names.")]
 Out = Annotated[str, arg(help='Folder of the shards. Empty: ROOT + "-shards".')]
 Tile = Annotated[int, arg(help="Side of a tile in packed pixels.")]
-Folder = Annotated[str, Positional, arg(metavar="SHARDS", help="Folder of the shards.")]
 Data = Annotated[Path, Positional, arg(metavar="PATH", help="Folder of raw files (short/, long/), or of shards.")]
 Count = Annotated[int, arg(help="How many pairs it shows.")]
 
 
 def pack(root: Root, out: Out = "", tile: Tile = shards.TILE) -> None:
     """Pack what is new or changed."""
-    out = out or packing.default_shards(root)
+    out = out or default_shards(root)
     read_catalog(root)  # a mistake shows before any process starts
     cluster.connect()
     with counting("packing", "files") as progress:
-        done = packing.pack_folder(root, out, tile=tile, progress=progress)
+        done = pack_folder(root, out, tile=tile, progress=progress)
     _end("left out", done.failures, f"{done.pairs} pairs in {out} ({done.summary})")
 
 
-def verify(folder: Folder) -> None:
+def verify(folder: Annotated[str, Positional, arg(metavar="SHARDS", help="Their folder.")]) -> None:
     """Read every byte of the shards and name what is broken."""
     summary = shards.read_index(folder).summary
     cluster.connect()
     with counting("verifying", "shards") as progress:
-        broken = packing.verify(folder, progress)
+        broken = verify_folder(folder, progress)
     _end("broken", broken, f"{summary}: {'not ' if broken else ''}whole")
 
 
 def repair(root: Root, out: Out = "") -> None:
     """Pack broken shards again, as they were."""
-    out = out or packing.default_shards(root)
+    out = out or default_shards(root)
     shards.read_index(out)
     cluster.connect()
     with counting("repairing", "files") as progress:
-        done = packing.repair(root, out, progress)
+        done = repair_folder(root, out, progress)
     print(*(f"was broken {name}: {reason}\n" for name, reason in done.broken), sep="", end="")
     _end("broken", done.left, f"{out}: {'not ' if done.left else ''}whole")
 

@@ -6,6 +6,10 @@ job needs is compared with what the cluster has before anything starts.
 
 import logging
 import os
+import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import ray
 from ray.data import DataContext
@@ -23,8 +27,6 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a worker's print would appear twice
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # or Ray warns of each further process
-    # Ray's core reports each actor of Ray Data as an error that is none (its issue 53727).
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
     quiet()
 
@@ -36,6 +38,24 @@ def quiet() -> None:
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.ERROR)
     logging.getLogger("ray.train").setLevel(logging.ERROR)
+
+
+@contextmanager
+def starting_actors() -> Iterator[None]:
+    """Keep from the terminal that Ray's core calls each actor of Ray Data an error, which it is not (issue 53727)."""
+    sys.stderr.flush()
+    terminal = os.dup(2)
+    with tempfile.TemporaryFile() as meanwhile:
+        os.dup2(meanwhile.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(terminal, 2)
+            os.close(terminal)
+            meanwhile.seek(0)
+            for line in meanwhile:
+                if b"ray/issues/53727" not in line:
+                    os.write(2, line)
 
 
 def check_workers(wanted: Cluster) -> None:

@@ -14,8 +14,7 @@ from PIL import Image
 
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # before Ray is imported: reports wait for it
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # as `cluster.connect` has these two
-os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")
+os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # as `cluster.connect` has it
 
 from lsid_ray import config
 from lsid_ray.data.synthesize import Synthesis, synthesize

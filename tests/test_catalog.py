@@ -1,5 +1,6 @@
 """Pairs from names: SID's own, and those that go wrong."""
 
+import os
 from collections import Counter
 from pathlib import Path
 
@@ -111,6 +112,38 @@ def test_a_folder_is_read_with_its_paths(tmp_path):
     assert catalog.pairs[0].short == root / "short" / "00001_00_0.04s.ARW"
     assert catalog.pairs[0].long == root / "long" / "00001_00_10s.ARW"
     assert catalog.problems == ()
+
+
+def test_what_has_a_raw_files_name_and_is_none_is_named(tmp_path):
+    root = make_data(tmp_path, SID_SHORTS, SID_LONGS)
+    (root / "short" / "00001_00_0.2s.ARW").mkdir()
+    loop = root / "short" / "00001_00_0.3s.ARW"
+    loop.symlink_to(loop)
+    (root / "long" / "00009_00_10s.ARW").symlink_to(root / "nowhere")
+    (root / "short" / "00001_00_0.4s.ARW").symlink_to(root / "short" / SID_SHORTS[0])
+    os.mkfifo(root / "short" / "00001_00_0.5s.ARW")
+    (root / "short" / "nü \udcff.ARW").touch()
+    catalog = read_catalog(root)
+    problems = {path.name: reason for path, reason in catalog.problems}
+    assert problems == {
+        "00001_00_0.2s.ARW": "a folder; expected a raw file",
+        "00001_00_0.3s.ARW": "a link that leads nowhere; expected a raw file",
+        "00009_00_10s.ARW": "a link that leads nowhere; expected a raw file",
+        "00001_00_0.5s.ARW": "no file; expected a raw file",
+        "nü \\xff.ARW": "its name is not UTF-8",
+    }
+    assert "00001_00_0.4s" in {pair.name for pair in catalog.pairs}, "a link to a file is one"
+
+
+def test_folders_that_cannot_be_followed_or_read_are_named(tmp_path, unreadable):
+    loop = tmp_path / "loop"
+    loop.symlink_to(loop)
+    with pytest.raises(InputError, match="loop"):
+        read_catalog(loop)
+    root = make_data(tmp_path / "set", SID_SHORTS, SID_LONGS)
+    unreadable(root / "short")
+    with pytest.raises(InputError, match="short: Permission denied"):
+        read_catalog(root)
 
 
 def test_a_missing_folder_is_named(tmp_path):

@@ -1,10 +1,12 @@
 """Options in, one-line mistakes out."""
 
 import sys
+from typing import Annotated
 
 import pytest
+import tyro
 
-from lsid_ray.commandline import parse_experiment, run_job
+from lsid_ray.commandline import parse_call, parse_experiment, run_job
 from lsid_ray.config import PRESETS
 from lsid_ray.errors import InputError, PartFailure
 
@@ -40,6 +42,30 @@ def test_a_wrong_option_is_one_line_that_names_it(arguments: str, word: str, mon
     with pytest.raises(InputError) as caught:
         parse_experiment(None)
     assert word in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_a_function_is_a_subcommand_that_is_called_later(monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = []
+
+    def count(name: Annotated[str, tyro.conf.Positional], times: int = 2) -> None:
+        """Count."""
+        calls.append((name, times))
+
+    def other() -> None:
+        """Do nothing."""
+
+    for arguments, expected in (("count x", ("x", 2)), ("count y --times 5", ("y", 5))):
+        monkeypatch.setattr(sys, "argv", ["job.py", *arguments.split()])
+        call = parse_call((count, other), None)
+        assert expected not in calls
+        call()
+        assert calls[-1] == expected
+    mistakes = {"": "{count, other}", "count": "str", "nope": "nope", "count x --times z": "--times"}
+    for arguments, word in mistakes.items():
+        monkeypatch.setattr(sys, "argv", ["job.py", *arguments.split()])
+        with pytest.raises(InputError) as caught:
+            parse_call((count, other), None)
+        assert word in str(caught.value).lower() and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("preset", PRESETS)

@@ -22,7 +22,7 @@ Job = Callable[..., subprocess.CompletedProcess]
 
 @pytest.fixture
 def job(cluster: None, tmp_path: Path) -> Job:
-    """Runs a job in tmp_path on the session's cluster: job("pack.py --root x")."""
+    """Runs a job in tmp_path on the session's cluster: job("pack.py pack x")."""
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "COLUMNS": "200"}
 
     def run(command: str) -> subprocess.CompletedProcess:
@@ -79,7 +79,7 @@ def test_a_mistake_is_one_line_with_exit_code_2(job: Job, data_root: Path, tmp_p
     fails(job("train.py sid-sony --data.root missing"), 2, "missing")
     (tmp_path / "empty").mkdir()
     fails(job("train.py sid-sony --data.root empty"), 2, "empty", "short/ and long/")
-    fails(job("pack.py --root empty"), 2, "empty", "short/ and long/")
+    fails(job("pack.py pack empty"), 2, "empty", "short/ and long/")
     wide = "--cluster.num-workers 8 --cluster.cpus-per-worker 1"
     fails(job(f"train.py demo --data.root {data_root} --data.shards never {wide} --name n"),
           2, "--cluster.num-workers 8", "the cluster has 4")  # fmt: skip
@@ -102,9 +102,9 @@ def test_a_broken_file_is_left_out_and_the_job_ends_with_1(job: Job, data_root: 
     root = shutil.copytree(data_root, tmp_path / "broken")
     victim = sorted((root / "short").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:3000])
-    done = job("pack.py --root broken")
+    done = job("pack.py pack broken")
     fails(done, 1, "1 files were left out")
     assert f"left out short/{victim.name}: " in done.stdout and "truncated" in done.stdout
-    again = job("pack.py --root broken")
+    again = job("pack.py pack broken")
     fails(again, 1, "1 files were left out")
     assert "nothing to do" in again.stdout

@@ -16,6 +16,7 @@ LAYERS = (  # imports go leftward only; rooms of one layer do not know each othe
     ("data",),
     ("evaluate",),
     ("train",),
+    ("benchmark",),
     ("jobs",),
 )
 

@@ -1,17 +1,30 @@
 import hashlib
 import json
+import re
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from lsid_ray.data import shards
-from lsid_ray.data.shards import PackedPair, ShardFile, ShortFrame, open_shards, read_index, read_window, write_shard
+from lsid_ray.data.pack import NOT_KEPT
+from lsid_ray.data.shards import (
+    Index,
+    PackedPair,
+    ShardFile,
+    ShortFrame,
+    Source,
+    open_shards,
+    read_index,
+    read_window,
+    write_shard,
+)
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame
-from lsid_ray.raw.mosaic import pack
+from lsid_ray.raw.mosaic import XTRANS, pack
 
 SIZES = [(8, 8), (1, 1), (7, 23), (16, 24), (17, 25), (40, 9)]
 
@@ -23,7 +36,7 @@ def noise(*shape: int) -> np.ndarray:
 def write(folder: Path, name: str, pixels: np.ndarray, tile: int) -> ShardFile:
     path = folder / name
     path.parent.mkdir(parents=True, exist_ok=True)
-    size, digest = write_shard(path, pixels, tile)
+    size, digest = write_shard(path, pixels, tile, {})
     return ShardFile(name, f"{path.stem}.ARW", 123, size, digest, pixels.shape, tile)
 
 
@@ -47,9 +60,8 @@ def make_pair(folder: Path, split: str = "train", scene: int = 3) -> PackedPair:
     """With both shards written."""
     frame = make_frame()
     name = f"{scene:05}_00_0.04s"
-    fields = {name: value for name, value in vars(frame).items() if name not in ("mosaic", "source")}
+    fields = {name: value for name, value in vars(frame).items() if name not in NOT_KEPT}
     shard = write(folder, f"short/{name}.parquet", pack(frame.mosaic, frame.cfa), tile=8)
-    shard = replace(shard, source=frame.source)
     height, width = frame.mosaic.shape
     return PackedPair(
         name=name,
@@ -61,6 +73,17 @@ def make_pair(folder: Path, split: str = "train", scene: int = 3) -> PackedPair:
         short=ShortFrame(shard=shard, height=height, width=width, **fields),
         long=write(folder, f"long/{scene:05}_00_10s.parquet", noise(3, height, width), tile=16),
     )
+
+
+def make_index(*pairs: PackedPair, **changes) -> Index:
+    """With a frame and a raw file for each shard."""
+    frames = {file.path: replace(pair.short, shard=file) for pair in pairs for file in (pair.short.shard, pair.long)}
+    sources = {
+        f"{Path(path).parent}/{frame.shard.source}": Source(frame.shard.source_bytes, 7, "a" * 64, path, "")
+        for path, frame in frames.items()
+    }
+    index = Index("0.1", 8, {"libraw": "0.22"}, sources, frames, pairs, (("short/x.ARW", "damaged"),))
+    return replace(index, **changes)
 
 
 @pytest.mark.parametrize("height, width", SIZES)
@@ -110,12 +133,13 @@ def test_a_shard_holds_its_tiles_row_by_row_as_little_endian_bytes(tmp_path: Pat
 
 def test_the_same_pixels_give_the_same_file(tmp_path: Path):
     pixels = noise(4, 20, 20)
-    first = write_shard(tmp_path / "a.parquet", pixels, 8)
-    second = write_shard(tmp_path / "b.parquet", np.asfortranarray(pixels), 8)
+    first = write_shard(tmp_path / "a.parquet", pixels, 8, {"b": 1, "a": 2})
+    second = write_shard(tmp_path / "b.parquet", np.asfortranarray(pixels), 8, {"a": 2, "b": 1})
     content = (tmp_path / "a.parquet").read_bytes()
     assert first == second == (len(content), hashlib.sha256(content).hexdigest())
     assert content == (tmp_path / "b.parquet").read_bytes()
-    assert write_shard(tmp_path / "c.parquet", pixels + 1, 8) != first
+    assert write_shard(tmp_path / "c.parquet", pixels + 1, 8, {"a": 2, "b": 1}) != first
+    assert write_shard(tmp_path / "c.parquet", pixels, 8, {"a": 3, "b": 1}) != first
 
 
 @pytest.mark.parametrize("existing", [None, b"the one before"])
@@ -134,7 +158,7 @@ def test_a_write_that_fails_leaves_nothing_half_written(
 
     monkeypatch.setattr(pq.ParquetWriter, "write_table", fail_at_the_third)
     with pytest.raises(OSError, match="no space left"):
-        write_shard(path, noise(4, 20, 20), 8)
+        write_shard(path, noise(4, 20, 20), 8, {})
     assert len(written) == 2
     assert [p.name for p in tmp_path.iterdir()] == ([] if existing is None else ["a.parquet"])
     assert existing is None or path.read_bytes() == existing
@@ -151,18 +175,21 @@ def test_a_shard_that_is_not_whole_is_an_error(content: bytes | None, tmp_path: 
 
 def test_pairs_come_back_from_the_index_as_they_were(tmp_path: Path):
     pairs = [make_pair(tmp_path, "train", 3), make_pair(tmp_path, "validation", 20004), make_pair(tmp_path, "train", 5)]
-    shards.write_index(tmp_path, pairs, {"libraw": "0.22"}, {"source": "raw"})
+    index = make_index(*pairs)
+    shards.write_index(tmp_path, index)
+    assert read_index(tmp_path) == index
     opened = open_shards(tmp_path, ["train"])
     assert opened.pairs == (pairs[0], pairs[2]) and hash(opened.pairs[0]) == hash(pairs[0])
     assert (opened.folder, opened.rendering) == (str(tmp_path), {"libraw": "0.22"})
     assert open_shards(tmp_path, ["validation", "train"]).pairs == (pairs[1], pairs[0], pairs[2])
-    assert read_index(tmp_path)["source"] == "raw"
+    size = sum(path.stat().st_size for path in tmp_path.glob("*/*.parquet")) / 1e9
+    assert index.summary == f"6 shards, 24 tiles, {size:.3g} GB"
     assert not list(tmp_path.glob(".*"))
 
 
 def test_both_sides_of_a_pair_can_be_read(tmp_path: Path):
     pair = make_pair(tmp_path)
-    shards.write_index(tmp_path, [pair], {}, {})
+    shards.write_index(tmp_path, make_index(pair))
     opened = open_shards(tmp_path, ["train"])
     planes, target = opened.planes(pair), opened.target(pair)
     np.testing.assert_array_equal(planes, pack(make_frame().mosaic, "GBRG"))
@@ -173,7 +200,7 @@ def test_both_sides_of_a_pair_can_be_read(tmp_path: Path):
 
 @pytest.mark.parametrize("cfa", ["RGGB", "GRBG", "GBRG", "BGGR"])
 def test_a_raw_frame_comes_back_from_its_planes(cfa: str, tmp_path: Path):
-    pair, frame = make_pair(tmp_path), make_frame(cfa)
+    pair, frame = make_pair(tmp_path, scene=10003), make_frame(cfa)
     again = replace(pair.short, cfa=cfa).raw_frame(pack(frame.mosaic, cfa))
     for name, value in vars(frame).items():
         np.testing.assert_array_equal(getattr(again, name), value)
@@ -181,15 +208,53 @@ def test_a_raw_frame_comes_back_from_its_planes(cfa: str, tmp_path: Path):
 
 def test_black_levels_are_those_of_the_planes(tmp_path: Path):
     short = make_pair(tmp_path).short  # G B / R G with 500 501 / 502 503: red stands in the second row
-    assert short.plane_black.tolist() == [502, 503, 501, 500]
+    assert short.plane_black.ravel().tolist() == [502, 503, 501, 500]
+    assert short.plane_black.shape == (4, 1, 1)
     assert short.plane_black.dtype == np.float32
     assert short.padding == (1, 0, 0, 0)
 
 
+@pytest.mark.parametrize("top, left", [(0, 0), (1, 2), (5, 4)])
+def test_black_levels_of_xtrans_repeat_every_second_packed_pixel(top: int, left: int, tmp_path: Path):
+    cfa = "".join(np.roll(np.array(list(XTRANS.pattern)).reshape(6, 6), (-top, -left), (0, 1)).flat)
+    levels = np.arange(36.0)
+    short = replace(make_pair(tmp_path).short, cfa=cfa, black=tuple(levels), height=24, width=24)
+    planes = pack(np.tile(levels.reshape(6, 6), (4, 4)), cfa)
+    assert short.plane_black.shape == (9, 2, 2) and short.plane_black.dtype == np.float32
+    np.testing.assert_array_equal(
+        np.tile(short.plane_black, (1, 5, 5))[:, : planes.shape[1], : planes.shape[2]], planes
+    )
+
+
 def test_a_folder_without_an_index_is_refused(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(InputError, match=r"holds no index\.json"):
+        with pytest.raises(InputError, match=r"holds no index\.json: expected shards"):
             open_shards(folder, ["train"])
+    for begun in (shards.LOCK, shards.UNFINISHED):
+        (tmp_path / begun).touch()
+        with pytest.raises(InputError, match=r"its packing is unfinished: run jobs/pack\.py pack"):
+            open_shards(tmp_path, ["train"])
+        (tmp_path / begun).unlink()
+
+
+def test_a_shard_says_of_itself_what_the_index_says(tmp_path: Path):
+    pair = make_pair(tmp_path)
+    index = make_index(pair)
+    path = pair.short.shard.path
+    size, digest = write_shard(tmp_path / path, noise(4, 20, 20), 8, index.record(path))
+    record = shards.read_record(tmp_path / path)
+    assert record == index.record(path) and record["frame"]["shard"]["source"] == pair.short.shard.source
+    assert "rendering" not in record and index.record(pair.long.path)["rendering"] == index.rendering
+    again = shards.recorded_frame(record, size, digest)
+    assert again == replace(pair.short, shard=replace(pair.short.shard, bytes=size, sha256=digest))
+
+
+def test_a_file_that_is_no_shard_has_no_record(tmp_path: Path):
+    other = tmp_path / "other.parquet"
+    pq.write_table(pa.table({"a": [1]}), other)
+    (tmp_path / "text.parquet").write_text("not parquet at all")
+    for path in (other, tmp_path / "text.parquet", tmp_path / "missing.parquet", tmp_path):
+        assert shards.read_record(path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe\x00"])
@@ -199,36 +264,71 @@ def test_a_broken_index_is_refused(content: bytes, tmp_path: Path):
         open_shards(tmp_path, ["train"])
 
 
-@pytest.mark.parametrize("change", [lambda i: i.pop("pairs"), lambda i: i["pairs"][0].pop("ratio")])
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda i: i.pop("pairs"),
+        lambda i: i["pairs"][0].pop("ratio"),
+        lambda i: i["frames"].popitem(),
+        lambda i: i["sources"].popitem(),
+        lambda i: i.update(sources=[]),
+    ],
+)
 def test_an_index_that_lacks_a_part_is_refused(change, tmp_path: Path):
-    shards.write_index(tmp_path, [make_pair(tmp_path)], {}, {})
-    index = read_index(tmp_path)
+    shards.write_index(tmp_path, make_index(make_pair(tmp_path)))
+    index = json.loads((tmp_path / "index.json").read_text())
     change(index)
     (tmp_path / "index.json").write_text(json.dumps(index))
     with pytest.raises(InputError, match=r"index\.json"):
         open_shards(tmp_path, ["train"])
 
 
-@pytest.mark.parametrize("version", [0, 2, "1", None])
+@pytest.mark.parametrize("version", [1, 3, "2", None])
 def test_an_index_of_another_version_is_refused(version, tmp_path: Path):
-    shards.write_index(tmp_path, [make_pair(tmp_path)], {}, {})
-    index = read_index(tmp_path)
+    shards.write_index(tmp_path, make_index(make_pair(tmp_path)))
+    index = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps({**index, "version": version}))
-    with pytest.raises(InputError, match=f"is of version {version}, this program reads 1: pack"):
+    with pytest.raises(InputError, match=f"is of version {version}, this program reads 2: pack"):
         open_shards(tmp_path, ["train"])
 
 
 @pytest.mark.parametrize("splits", [["test"], ["train", "test"], ["validation"]])
 def test_a_split_without_pairs_is_refused(splits: list, tmp_path: Path):
-    shards.write_index(tmp_path, [make_pair(tmp_path)], {}, {})
+    shards.write_index(tmp_path, make_index(make_pair(tmp_path)))
     with pytest.raises(InputError, match=f"holds no pair of the {splits[-1]} split"):
         open_shards(tmp_path, splits)
 
 
 def test_an_index_that_cannot_be_written_leaves_the_one_before(tmp_path: Path):
-    shards.write_index(tmp_path, [make_pair(tmp_path)], {}, {})
+    index = make_index(make_pair(tmp_path))
+    shards.write_index(tmp_path, index)
     before = (tmp_path / "index.json").read_bytes()
     with pytest.raises(TypeError):
-        shards.write_index(tmp_path, [], {}, {"source": Path("not JSON")})
+        shards.write_index(tmp_path, replace(index, rendering={"file": Path("not JSON")}))
     assert (tmp_path / "index.json").read_bytes() == before
     assert not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda pixels, tile: (pixels, 2 * tile), "has 4 tiles, 9 by the index"),
+        (
+            lambda pixels, tile: (pixels[:, :, :-1], tile),
+            r"tile 2 is \(0, 16, 4, 8, 3\) with 192 bytes, \(0, 16, 4, 8, 4\)",
+        ),
+        (lambda pixels, tile: (pixels, tile), ""),
+    ],
+)
+def test_a_shard_whose_tiles_are_not_the_indexs_is_found(damage, reason: str, tmp_path: Path):
+    pixels = noise(4, 20, 20)
+    size, digest = write_shard(tmp_path / "a.parquet", *damage(pixels, 8), {"a": 1})
+    shard = ShardFile("a.parquet", "a.ARW", 123, size, digest, pixels.shape, 8)
+    assert re.match(reason or "$", shards.check_shard(tmp_path, shard, {"a": 1}))
+    assert "what it says of itself" in shards.check_shard(tmp_path, shard, {"a": 2})
+
+
+def test_a_folder_in_a_shards_place_cannot_be_read(tmp_path: Path):
+    (tmp_path / "a.parquet").mkdir()
+    shard = ShardFile("a.parquet", "a.ARW", 1, (tmp_path / "a.parquet").stat().st_size, "", (1, 8, 8), 8)
+    assert shards.check_shard(tmp_path, shard, {}).startswith("cannot be read")

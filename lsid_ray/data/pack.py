@@ -2,9 +2,6 @@
 
 Packing goes on where it was killed, and a second packing does only what is new or changed. What is known of the
 files lies in the index; of a run that never wrote one, in the shards themselves.
-
-Plain Ray tasks, not Ray Data: Ray Data tries a file that kills its process again for ever, and costs 20 ms a file
-(ray 2.60).
 """
 
 import dataclasses
@@ -12,25 +9,23 @@ import errno
 import fcntl
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
-import ray
 
 from lsid_ray import __version__
 from lsid_ray.data import shards
 from lsid_ray.data.catalog import Catalog, Pair, read_catalog
+from lsid_ray.data.tasks import over_ray
 from lsid_ray.errors import InputError
 from lsid_ray.raw.develop import read_and_render, rendering_record
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import amplification_ratio, layout, pack
 
 Progress = Callable[[int, int], None]
-Item, Outcome = TypeVar("Item"), TypeVar("Outcome")
-
 NOT_KEPT = {"mosaic", "source", "aperture", "focal_length_mm", "taken"}  # of a RawFrame
 
 
@@ -53,18 +48,9 @@ class PackResult:
     @property
     def summary(self) -> str:
         """ "3 files packed, 12 kept", or "nothing to do"."""
-        gone = f", {len(self.removed)} removed: {', '.join(self.removed)}" if self.removed else ""
+        names = ", ".join(self.removed[:3]) + (", ..." if len(self.removed) > 3 else "")
+        gone = f", {len(self.removed)} removed: {names}" if self.removed else ""
         return "nothing to do" if self.already else f"{self.packed} files packed, {self.kept} kept{gone}"
-
-
-@dataclasses.dataclass(frozen=True)
-class RepairResult:
-    """What was broken, and what became of it."""
-
-    broken: tuple[tuple[str, str], ...]
-    """Shards, and files that are none, each with the reason."""
-    left: tuple[tuple[str, str], ...]
-    """What is broken still, and raw files that could not be packed again, each with the reason."""
 
 
 def default_shards(root: str) -> str:
@@ -91,52 +77,7 @@ def pack_folder(
     """
     if tile < 1:
         raise InputError(f"--tile is {tile}: expected 1 or more")
-    return _bring_up_to_date(Path(root).absolute(), Path(destination).absolute(), tile, progress, frozenset())
-
-
-def verify(
-    folder: str | Path,
-    progress: Progress = lambda done, total: None,
-    only: Iterable[str] | None = None,
-) -> list[tuple[str, str]]:
-    """What is broken in a folder of shards, each path with the reason, sorted; empty when it is whole.
-
-    Every byte of every shard is read (of those in `only`, when given), over the Ray cluster, and what the index
-    does not name is told too. Raises: InputError as `read_index`.
-    """
-    folder = Path(folder).absolute()
-    index = shards.read_index(folder)
-    paths = sorted(index.frames if only is None else set(only) & set(index.frames))
-    jobs = [(index.frames[path].shard, index.record(path)) for path in paths]
-    broken = [(path, "a stray: the index does not name it") for path in _strays(folder, index)]
-    progress(0, len(jobs))
-    for done, ((shard, _), reason) in enumerate(_over_ray(_check, jobs, str(folder)), start=1):
-        if reason != "":
-            broken.append((shard.path, reason or "the process that read it died"))
-        progress(done, len(jobs))
-    return sorted(broken)
-
-
-def repair(root: str | Path, destination: str | Path, progress: Progress = lambda done, total: None) -> RepairResult:
-    """Pack the broken shards of `destination` again, as they were, and remove stray ones.
-
-    Raises: InputError as `pack_folder` and `verify`, and when `root` lacks any of the raw files.
-    """
-    root, destination = Path(root).absolute(), Path(destination).absolute()
-    index = shards.read_index(destination)
-    gone = [name for name in index.sources if not (root / name).exists()]
-    if gone:
-        raise InputError(
-            f"{root} lacks {len(gone)} of the raw files that {destination} was packed from, {gone[0]} first: "
-            "expected all of them (pack removes the shards of files that are gone)"
-        )
-    broken = tuple(verify(destination))
-    if not broken:
-        return RepairResult((), ())
-    names = frozenset(name for name, _ in broken)
-    result = _bring_up_to_date(root, destination, index.tile, progress, names)
-    failures = [failure for failure in result.failures if failure not in index.failed]
-    return RepairResult(broken, (*failures, *verify(destination, only=names)))
+    return bring_up_to_date(Path(root).absolute(), Path(destination).absolute(), tile, progress, frozenset())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -190,19 +131,24 @@ class _State:
         return [*self.catalog.pairs, *self.catalog.excluded]
 
 
-def _bring_up_to_date(
+def bring_up_to_date(
     root: Path, destination: Path, tile: int, progress: Progress, broken: frozenset[str]
 ) -> PackResult:
+    """`pack_folder` of absolute paths; shards named in `broken` are packed again whatever they say of themselves."""
     state = _look(root, destination, tile, broken)
-    if state.finished and not state.jobs and not broken:
-        index = _assemble(state)
-        if index == state.index:
-            return PackResult(len(index.pairs), index.failed, True, 0, len(index.frames), ())
+    if _is_up_to_date(state) and not broken:  # a folder that one may only read needs no more than this
+        return PackResult(len(state.index.pairs), state.index.failed, True, 0, len(state.frames), ())
     try:
         with _locked(destination):
             return _carry_out(_look(root, destination, tile, broken), progress)  # another run may just have ended
     except OSError as error:
         raise InputError(_unwritable(destination, error.strerror or str(error))) from None
+
+
+def _is_up_to_date(state: _State) -> bool:
+    if not state.finished or state.jobs:
+        return False
+    return _assemble(state) == dataclasses.replace(state.index, program=__version__)
 
 
 def _unwritable(destination: Path, reason: str, how_far: str = "") -> str:
@@ -217,14 +163,14 @@ def _look(root: Path, destination: Path, tile: int, broken: frozenset[str]) -> _
     state = _State(root, destination, tile, catalog, index, finished, {}, {}, {}, [])
     state.reasons |= {str(path.relative_to(root)): reason for path, reason in catalog.problems}
     found: dict[str, os.stat_result] = {}
-    for path in sorted({path for pair in state.pairs for path in (pair.short, pair.long)}, key=lambda path: path.name):
+    paths = {path for pair in state.pairs for path in (pair.short, pair.long)}
+    for path in sorted(paths, key=lambda path: (path.name, path)):  # short and long in turn: their times differ
         name = str(path.relative_to(root))
         try:
             found[name] = path.stat()
         except OSError as error:
             state.reasons[name] = error.strerror
-    if index is not None:
-        _check_same_set(index, state, found)
+    _check_same_set(state, found)
     for name, stat in found.items():
         known = index.sources.get(name) if index else None
         if known is not None and known.reason and index.program != __version__:
@@ -254,10 +200,17 @@ def _known_index(destination: Path) -> tuple[shards.Index | None, bool]:
     return None, False
 
 
-def _check_same_set(index: shards.Index, state: _State, found: dict[str, os.stat_result]) -> None:
-    """Raise InputError unless the index is of this data set, this tile and this LibRaw."""
+def _check_same_set(state: _State, found: dict[str, os.stat_result]) -> None:
+    """Raise InputError unless what is in the destination is of this data set, this tile and this LibRaw."""
     refused = f"{state.destination} was packed from other files or in another way: "
     advice = "; choose another folder, or delete it to pack again"
+    index = state.index
+    if index is None:  # of a run that was killed there may be shards
+        records = filter(None, map(shards.read_record, state.destination.glob("*/*.parquet")))
+        first = next(records, None)
+        if first is not None and not any(_is_found(record, found) for record in itertools.chain([first], records)):
+            raise InputError(f"{refused}expected those of {state.root}{advice}")
+        return
     if index.tile != state.tile:
         raise InputError(f"{refused}in tiles of {index.tile}, not {state.tile}{advice}")
     if index.rendering != rendering_record():
@@ -273,6 +226,12 @@ def _check_same_set(index: shards.Index, state: _State, found: dict[str, os.stat
         except OSError:
             continue
     raise InputError(f"{refused}expected those of {state.root}{advice}")
+
+
+def _is_found(record: dict[str, Any], found: dict[str, os.stat_result]) -> bool:
+    shard = record["frame"]["shard"]
+    stat = found.get(f"{os.path.dirname(shard['path'])}/{shard['source']}")
+    return stat is not None and stat.st_size == shard["source_bytes"]
 
 
 def _stands(state: _State, known: shards.Source) -> bool:
@@ -294,10 +253,12 @@ def _carry_out(state: _State, progress: Progress) -> PackResult:
         (destination / kind).mkdir(exist_ok=True)
     if (destination / shards.INDEX).exists():
         os.replace(destination / shards.INDEX, destination / shards.UNFINISHED)
+    _remove_partials(destination)
     kept, decoded, done, total = len(state.frames), 0, 0, len(state.jobs)
-    progress(0, total)
+    if total:
+        progress(0, total)
     try:
-        with closing(_over_ray(_pack_file, state.jobs, str(destination), state.tile)) as results:
+        with closing(over_ray(_pack_file, state.jobs, str(destination), state.tile)) as results:
             for job, outcome in results:
                 if outcome is None:
                     reason = "the process that read it died; is it damaged, or memory short?"
@@ -314,7 +275,7 @@ def _carry_out(state: _State, progress: Progress) -> PackResult:
                 if outcome.decoded:
                     done += 1
                     decoded += outcome.frame is not None
-                else:
+                else:  # it was there
                     kept += outcome.frame is not None
                     total -= 1
                 progress(done, total)
@@ -322,7 +283,7 @@ def _carry_out(state: _State, progress: Progress) -> PackResult:
         _remove_partials(destination)
     index = _assemble(state)
     shards.write_index(destination, index)
-    for path in _strays(destination, index):
+    for path in shards.strays(destination, index):
         named = state.index is not None and path in state.index.frames
         if named or shards.read_record(destination / path) is not None:
             (destination / path).unlink(missing_ok=True)
@@ -383,14 +344,6 @@ def _shard_of(name: str) -> str:
     return os.path.splitext(name)[0] + ".parquet"
 
 
-def _strays(folder: Path, index: shards.Index) -> list[str]:
-    """Files in a folder of shards that its index does not name."""
-    files = {
-        os.path.relpath(os.path.join(place, name), folder) for place, _, names in os.walk(folder) for name in names
-    }
-    return sorted(files - {*index.frames, shards.INDEX, shards.LOCK})
-
-
 def _remove_partials(destination: Path) -> None:
     """Remove what killed runs have left half written."""
     for folder in (destination, destination / "short", destination / "long"):
@@ -413,43 +366,9 @@ def _locked(destination: Path) -> Iterator[None]:
         yield
 
 
-def _over_ray(
-    work: Callable[..., Outcome], items: Sequence[Item], *arguments: Any
-) -> Iterator[tuple[Item, Outcome | None]]:
-    """work(item, *arguments) of each item as a Ray task, as they are done; None for one whose process died."""
-    if not items:
-        return
-    remote = ray.remote(work).options(num_cpus=1, max_retries=2)
-    waiting, running = iter(items), {}
-    at_once = 16 + 2 * int(ray.cluster_resources().get("CPU", 0))  # a cluster that grows needs tasks that wait
-    try:
-        while True:
-            for item in itertools.islice(waiting, at_once - len(running)):
-                running[remote.remote(item, *arguments)] = item
-            if not running:
-                return
-            for task in ray.wait(list(running))[0]:
-                item = running.pop(task)
-                try:
-                    outcome = ray.get(task)
-                except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError):
-                    outcome = None
-                yield item, outcome
-    finally:
-        for task in running:
-            ray.cancel(task)
-        if running:
-            ray.wait(list(running), num_returns=len(running))
-
-
-def _check(job: tuple[shards.ShardFile, dict[str, Any]], folder: str) -> str:
-    return shards.check_shard(folder, *job)
-
-
 def _pack_file(job: _Job, destination: str, tile: int) -> _Outcome:
     """One raw file to its shard, unless the shard is there."""
     path, shard = Path(job.path), _shard_of(job.name)
-    target = Path(destination, shard)
     try:
         stat = path.stat()
         sha256 = shards.file_sha256(path)
@@ -458,44 +377,59 @@ def _pack_file(job: _Job, destination: str, tile: int) -> _Outcome:
     source = shards.Source(stat.st_size, stat.st_mtime_ns, sha256, shard, "")
     as_known = job.known is not None and job.known.sha256 == sha256
     if as_known and job.known.reason:
-        return _Outcome(dataclasses.replace(source, shard="", reason=job.known.reason), None, job.known.reason, False)
-    try:
-        there = shards.read_record(target) if job.take_over else None
-        if there is not None and _is_of(there, job, source, tile):
-            digest = shards.file_sha256(target)
-            if not as_known or job.shard_sha256 in ("", digest):
-                return _Outcome(source, shards.recorded_frame(there, target.stat().st_size, digest), "", False)
-    except (OSError, KeyError, TypeError):  # whatever it is, it is written again
-        pass
+        return _Outcome(_failed(source, job.known.reason), None, job.known.reason, False)
+    there = _there(job, source, job.shard_sha256 if as_known else "", destination, tile)
+    if there is not None:
+        return _Outcome(source, there, "", False)
     try:
         frame, pixels, side = _decode(path, job.name.startswith("long/"), tile)
-        known = {f.name: getattr(frame, f.name) for f in dataclasses.fields(frame) if f.name not in NOT_KEPT}
-        entry = shards.ShardFile(shard, path.name, stat.st_size, 0, "", pixels.shape, side)
-        packed = shards.ShortFrame(shard=entry, height=frame.height, width=frame.width, **known)
         now = path.stat()
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        return _Outcome(dataclasses.replace(source, shard="", reason=reason), None, reason, True)
-    except (OSError, MemoryError) as error:
+        return _Outcome(_failed(source, reason), None, reason, True)
+    except (OSError, MemoryError) as error:  # no fault of the file's content
         return _Outcome(None, None, getattr(error, "strerror", None) or "not enough memory to decode it", True)
+    except Exception as error:  # whatever else a damaged file leads to stops no other
+        reason = f"cannot be decoded ({type(error).__name__}: {error})"
+        return _Outcome(_failed(source, reason), None, reason, True)
     if (now.st_size, now.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
         return _Outcome(None, None, "it changed while it was read: pack again", True)
+    known = {f.name: getattr(frame, f.name) for f in dataclasses.fields(frame) if f.name not in NOT_KEPT}
+    entry = shards.ShardFile(shard, path.name, stat.st_size, 0, "", pixels.shape, side)
+    packed = shards.ShortFrame(shard=entry, height=frame.height, width=frame.width, **known)
     record = shards.shard_record(packed, sha256, tile, rendering_record())
     try:
-        size, digest = shards.write_shard(target, pixels, side, record)
+        size, digest = shards.write_shard(Path(destination, shard), pixels, side, record)
     except OSError as error:
         return _Outcome(None, None, error.strerror or str(error), True, full=True)
     return _Outcome(source, shards.recorded_frame(record, size, digest), "", True)
 
 
-def _is_of(record: dict[str, Any], job: _Job, source: shards.Source, tile: int) -> bool:
-    """Whether a shard's own record says that packing this raw file would give it."""
-    shard = record["frame"]["shard"]
-    made = (record["version"], record["tile"], record["source_sha256"], shard["source"], shard["path"])
-    rendering = rendering_record() if job.name.startswith("long/") else None
-    return made == (shards.VERSION, tile, source.sha256, Path(job.path).name, source.shard) and (
-        record.get("rendering") == rendering
-    )
+def _failed(source: shards.Source, reason: str) -> shards.Source:
+    return dataclasses.replace(source, shard="", reason=reason)
+
+
+def _there(
+    job: _Job, source: shards.Source, shard_sha256: str, destination: str, tile: int
+) -> shards.ShortFrame | None:
+    """The entry of a shard that is there already and of this raw file, by what it says of itself."""
+    path = Path(destination, source.shard)
+    record = shards.read_record(path) if job.take_over else None
+    if record is None:
+        return None
+    try:
+        shard = record["frame"]["shard"]
+        said = (record["version"], record["tile"], record["source_sha256"], shard["source"], shard["path"])
+        if said != (shards.VERSION, tile, source.sha256, Path(job.path).name, source.shard):
+            return None
+        if job.name.startswith("long/") and record["rendering"] != rendering_record():
+            return None
+        digest = shards.file_sha256(path)
+        if shard_sha256 not in ("", digest):
+            return None
+        return shards.recorded_frame(record, path.stat().st_size, digest)
+    except (OSError, KeyError, TypeError):
+        return None
 
 
 def _decode(path: Path, long: bool, tile: int) -> tuple[RawFrame, np.ndarray, int]:

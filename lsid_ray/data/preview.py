@@ -42,7 +42,7 @@ def contact_sheet(
     with its reason; their places say so too. Raises InputError when `path` is neither, or nothing can be shown.
     """
     if (path / "index.json").exists():
-        splits = sorted({entry["split"] for entry in read_index(path)["pairs"]})
+        splits = sorted({pair.split for pair in read_index(path).pairs})
         shards = open_shards(path, splits)
         pairs: list[Pair | PackedPair] = list(shards.pairs)
         read = partial(_from_shards, shards)
@@ -81,12 +81,13 @@ def contact_sheet(
 
 
 def _chosen(pairs: list[Pair | PackedPair], count: int) -> list[Pair | PackedPair]:
-    """Pairs of all splits and scenes in turn, in the order of their names."""
+    """Pairs of all splits and scenes in turn, of each scene another of its ratios, in the order of their names."""
     turns, seen = [], {}
     for pair in pairs:
         seen.setdefault(pair.split, {}).setdefault(pair.scene, []).append(pair)
     for scenes in seen.values():
-        turns += [(turn, place, pair) for place, ps in enumerate(scenes.values()) for turn, pair in enumerate(ps)]
+        for place, its in enumerate(scenes.values()):
+            turns += [((turn - place) % len(its), place, pair) for turn, pair in enumerate(its)]
     turns.sort(key=lambda entry: entry[:2])
     return sorted((pair for _, _, pair in turns[:count]), key=lambda pair: pair.name)
 

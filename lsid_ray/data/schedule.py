@@ -1,5 +1,6 @@
 """Which crop of which pair, in which order: a function of (seed, epoch), the same for any number of workers."""
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -89,11 +90,12 @@ class Schedule:
         drawn = np.array([draw[random.integers(len(draw))] for draw in self._draws])
         return np.resize(random.permutation(drawn), self.steps_per_epoch * self.training.batch_size)
 
-    def samples(self, start: int, stop: int) -> list[Sample]:
-        """Samples number `start` to `stop` of the run."""
+    def samples(self, numbers: Iterable[int]) -> list[Sample]:
+        """Samples of the run by their numbers, from 0."""
         length = self.steps_per_epoch * self.training.batch_size
-        orders = {epoch: self.order(epoch) for epoch in range(start // length, -(-stop // length))}
-        return [self._sample(number, orders[number // length][number % length]) for number in range(start, stop)]
+        places = [divmod(int(number), length) for number in numbers]
+        orders = {epoch: self.order(epoch) for epoch in {epoch for epoch, _ in places}}
+        return [self._sample(epoch * length + place, orders[epoch][place]) for epoch, place in places]
 
     def _sample(self, number: int, pair: int) -> Sample:
         random = np.random.default_rng([self.training.seed, 1, number])

@@ -371,10 +371,13 @@ def read_index(folder: str | Path, name: str = INDEX) -> Index:
         raise InputError(f"{path} is of version {version}, this program reads {VERSION}: pack the raw files again")
     try:
         frames = {path: _frame(entry) for path, entry in entries["frames"].items()}
+        sources = {name: Source(**entry) for name, entry in entries["sources"].items()}
+        if {source.shard for source in sources.values() if source.shard} != set(frames):
+            raise KeyError("sources and frames differ")
         return Index(
             **{
                 **entries,
-                "sources": {name: Source(**entry) for name, entry in entries["sources"].items()},
+                "sources": sources,
                 "frames": frames,
                 "pairs": tuple(
                     PackedPair(**{**entry, "short": frames[entry["short"]], "long": frames[entry["long"]].shard})
@@ -385,6 +388,14 @@ def read_index(folder: str | Path, name: str = INDEX) -> Index:
         )
     except (KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{path} is not whole ({error}): pack the raw files again") from None
+
+
+def strays(folder: Path, index: Index) -> list[str]:
+    """Files in a folder of shards that its index does not name."""
+    files = {
+        os.path.relpath(os.path.join(place, name), folder) for place, _, names in os.walk(folder) for name in names
+    }
+    return sorted(files - {*index.frames, INDEX, LOCK})
 
 
 def open_shards(folder: str | Path, splits: Iterable[Split]) -> Shards:

@@ -13,27 +13,28 @@ from lsid_ray.data.shards import Shards
 from lsid_ray.raw.color import srgb_from_camera
 
 BLOCK_BYTES = 32 << 20  # blocks of 134 MB stream 2.5 times slower than blocks of 64 MB (2 cores, ray 2.60)
-READ_AHEAD_STEPS = 16
-NUMBERING_CPUS = 0.01  # `ray.data.range` would hold a whole one
-NUMBERED_BLOCKS = 1 << 14  # at once: whole blocks, or one would mix two steps
+STEPS_A_BLOCK = 16  # at most: Ray spends milliseconds on a block, however small
+READ_AHEAD_STEPS = 2 * STEPS_A_BLOCK
 READ_AHEAD_LEAST_BYTES = 64 << 20
+NUMBERING_CPUS = 0.01  # `ray.data.range` would hold a whole one
+NUMBERS_AT_ONCE = 1 << 16
 
 
 def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_workers: int, readers: int = 1) -> Dataset:
     """All remaining steps of a run as one dataset, so that no epoch waits for the next one's plan.
 
-    Every block belongs to one worker's part of one step, and Ray, told to preserve the order, hands blocks out in
-    turn: so the samples of a step are the same for any number of workers. `check_order` holds it to that.
+    Every block holds one worker's parts of some steps, or a part of them, and Ray, told to preserve the order, hands
+    blocks out in turn: so the samples of a step are the same for any number of workers. `check_order` holds it to
+    that. The last steps may be followed by repetitions of the last one, which fill its block.
 
     Columns, for a crop of s packed pixels (C, k and r as in `model.inputs.Batch`): number () int64, name,
     short (C, s+r, s+r) uint16, long (3, k(s+r), k(s+r)) uint16, black (C, r, r) float32 DN, white () float32 DN,
     white_balance (3,) float32, colors (3, 3) float32, ratio () float32, flips (3,) bool: rows, columns, transpose.
     """
-    batch = schedule.training.batch_size
-    first, last = start_step * batch, schedule.total_steps * batch
-    rows = _block_rows(batch // num_workers, _sample_bytes(schedule))
-    numbers = ray.data.from_items([{"first": first, "last": last}])
-    numbers = numbers.map_batches(_number, fn_args=(rows * NUMBERED_BLOCKS,), num_cpus=NUMBERING_CPUS)
+    part = schedule.training.batch_size // num_workers
+    rows, steps = _block(part, _sample_bytes(schedule))
+    numbers = ray.data.from_items([{"start": start_step, "stop": schedule.total_steps}])
+    numbers = numbers.map_batches(_number, fn_args=(part, num_workers, steps), num_cpus=NUMBERING_CPUS)
     return numbers.repartition(target_num_rows_per_block=rows).map_batches(
         _Reader,
         fn_constructor_args=(shards, schedule),
@@ -60,20 +61,31 @@ def _sample_bytes(schedule: Schedule) -> int:
     return 2 * schedule.side**2 * (len(layout.colors) + 3 * layout.block**2)
 
 
-def _block_rows(worker_batch: int, sample_bytes: int) -> int:
-    """Rows of a block: the largest part of a worker's batch that stays below BLOCK_BYTES."""
-    parts = [n for n in range(1, worker_batch + 1) if worker_batch % n == 0]
-    return max([n for n in parts if n * sample_bytes <= BLOCK_BYTES], default=1)
+def _block(part: int, sample_bytes: int) -> tuple[int, int]:
+    """Rows of a block of about BLOCK_BYTES at most, and the steps it holds.
+
+    A worker's `part` of each of up to STEPS_A_BLOCK steps, or where one such part is larger a fraction of it.
+    """
+    steps = min(BLOCK_BYTES // (part * sample_bytes), STEPS_A_BLOCK)
+    if steps:
+        return part * steps, steps
+    fractions = [n for n in range(1, part + 1) if part % n == 0]
+    return max([n for n in fractions if n * sample_bytes <= BLOCK_BYTES], default=1), 1
 
 
-def _number(batch: dict[str, np.ndarray], at_once: int) -> Iterator[dict[str, np.ndarray]]:
-    first, last = int(batch["first"][0]), int(batch["last"][0])
-    for start in range(first, last, at_once):
-        yield {"number": np.arange(start, min(start + at_once, last))}
+def _number(batch: dict[str, np.ndarray], part: int, num_workers: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
+    """Numbers of the samples, `steps` steps of each worker before those of the next."""
+    start, stop = int(batch["start"][0]), int(batch["stop"][0])
+    rows = np.arange(part * num_workers).reshape(num_workers, 1, part)
+    at_once = max(NUMBERS_AT_ONCE // (rows.size * steps), 1) * steps
+    for first in range(start, stop, at_once):
+        last = min(first + at_once, stop)
+        step = np.arange(first, last + (first - last) % steps).clip(max=stop - 1)
+        yield {"number": (step.reshape(-1, 1, steps, 1) * rows.size + rows).ravel()}
 
 
 class _Reader:
-    """Reads the samples of given numbers, which follow each other."""
+    """Reads the samples of given numbers."""
 
     def __init__(self, shards: Shards, schedule: Schedule):
         self.shards, self.schedule = shards, schedule
@@ -82,7 +94,7 @@ class _Reader:
         numbers, shards, schedule = batch["number"], self.shards, self.schedule
         side, block = schedule.side, schedule.layout.block
         columns: dict[str, list] = {name: [] for name in COLUMNS}
-        for number, sample in zip(numbers, schedule.samples(int(numbers[0]), int(numbers[-1]) + 1), strict=True):
+        for number, sample in zip(numbers, schedule.samples(numbers), strict=True):
             pair = shards.pairs[sample.pair]
             top, _, left, _ = pair.short.padding
             values = (

@@ -1,9 +1,10 @@
 """A user's own raw files as enhanced photographs: each file for itself, one here or many over the cluster."""
 
+import itertools
 import os
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
+from lsid_ray.cluster import starting_actors
 from lsid_ray.data.catalog import RAW_SUFFIXES
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate.enhance import enhance_bands
@@ -174,7 +176,10 @@ def deliver(
                 num_gpus=1 if use_gpu else 0,
                 ray_remote_args_fn=lambda: {"max_task_retries": 0},
             )
-            results = dataset.iter_rows()
+            results = iter(dataset.iter_rows())
+            with starting_actors():
+                first = next(results, None)
+        results = itertools.chain([] if first is None else [first], results)
     for row in results:
         source, target = names.pop(row["source"])
         yield Delivered(source, target, row["amplified"], row["seconds"], row["error"])

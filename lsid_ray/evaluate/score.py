@@ -94,6 +94,7 @@ def evaluate(
         fn_args=(str(checkpoint), str(folder), split, memory_bytes, use_gpu),
         num_cpus=1,
         num_gpus=1 if use_gpu else 0,
+        max_calls=0,  # or each frame on a GPU would have a process, and load the network, of its own
     )
     results = {}
     progress(0, len(pairs))

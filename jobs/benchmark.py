@@ -1,0 +1,71 @@
+"""Measure this machine against references of the same run: a table, and the verdict in words.
+
+    python jobs/benchmark.py predict
+    python jobs/benchmark.py pack SID/Sony
+
+`predict`: full frames in bands against the whole frame in one pass, speed and memory (two minutes on 2 cores).
+`pack`: a data set's packing against LibRaw alone in a plain process pool (as long as packing it twice).
+"""
+
+import tempfile
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from lsid_ray import cluster, config
+from lsid_ray.benchmark.pack import measure_pack, pack_table
+from lsid_ray.benchmark.predict import measure_predict, predict_table
+from lsid_ray.commandline import parse, run_job
+from lsid_ray.evaluate.predict import MEMORY_BYTES
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Full frames in bands against the whole frame in one pass."""
+
+    generator: config.Generator = field(default_factory=config.Generator)
+    """The network, with random weights."""
+    memory_gb: float = MEMORY_BYTES / 2**30
+    """GiB that the bands' working memory may take."""
+    rounds: int = 3
+    """Of each, in turns; the best counts."""
+    use_gpu: bool = False
+    """On the GPU instead of the CPU."""
+
+
+@dataclass(frozen=True)
+class Pack:
+    """A data set's packing against LibRaw alone."""
+
+    root: Annotated[Path, tyro.conf.Positional]
+    """Folder that holds short/ and long/ raw files with SID's names."""
+
+
+def main() -> None:
+    """Read the command line, measure and print."""
+    options = parse(Predict | Pack, __doc__)
+    if isinstance(options, Predict):
+        sizes = {"12 MP": (2848, 4256, True), "61 MP": (6336, 9504, False)}
+        times = [
+            measure_predict(
+                options.generator,
+                height,
+                width,
+                memory_bytes=int(options.memory_gb * 2**30),
+                rounds=options.rounds if with_whole else 1,
+                with_whole=with_whole,
+                use_gpu=options.use_gpu,
+            )
+            for height, width, with_whole in sizes.values()
+        ]
+        print(predict_table(times))
+    else:
+        cluster.connect()
+        with tempfile.TemporaryDirectory(prefix="lsid-benchmark-") as folder:
+            print(pack_table(measure_pack(options.root, Path(folder))))
+
+
+if __name__ == "__main__":
+    run_job(main)

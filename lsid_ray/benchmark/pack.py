@@ -1,0 +1,152 @@
+"""How fast packing is, against LibRaw alone doing the same decoding and development on the same cores."""
+
+import multiprocessing
+import os
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+
+from lsid_ray.data.catalog import read_catalog
+from lsid_ray.data.pack import pack_folder
+from lsid_ray.data.shards import read_index
+from lsid_ray.errors import InputError
+from lsid_ray.raw.develop import read_and_render
+from lsid_ray.raw.dng import write_dng
+from lsid_ray.raw.frame import open_raw, read_raw
+
+LARGEST = (6336, 9504)  # sensels of a 61-megapixel camera
+
+
+@dataclass(frozen=True)
+class PackTimes:
+    """Of one data set, on one machine."""
+
+    shorts: int
+    longs: int
+    raw_bytes: int
+    shard_bytes: int
+    cores: int
+    libraw_s: float
+    """LibRaw alone, a process a core; the better of a run before and one after packing."""
+    pack_s: float
+    """Packing over Ray, from the first look at the folder to the index."""
+    largest_bytes: int
+    """Peak memory of a process that packs one long of 61 megapixels."""
+
+    @property
+    def speed(self) -> float:
+        """Of packing, with LibRaw alone as 1."""
+        return self.libraw_s / self.pack_s
+
+
+def measure_pack(root: Path, folder: Path) -> PackTimes:
+    """Pack the data set of `root` into `folder` on the connected cluster, which must be this machine alone.
+
+    Raises InputError as `pack_folder`, or when a file is left out (its time would count on one side only).
+    """
+    catalog = read_catalog(root)
+    pairs = [*catalog.pairs, *catalog.excluded]
+    shorts, longs = {pair.short for pair in pairs}, {pair.long for pair in pairs}
+    jobs = [(path, path in longs) for path in sorted(shorts | longs)]
+    cores = int(ray.cluster_resources()["CPU"])
+    with _one_thread_a_process(), ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
+        list(pool.map(_libraw, jobs[:cores]))  # processes started, packages loaded
+        before = _timed_libraw(pool, jobs)
+        start = time.perf_counter()
+        packed = pack_folder(root, folder / "shards")
+        pack_s = time.perf_counter() - start
+        after = _timed_libraw(pool, jobs)
+    if packed.failures:
+        name, reason = packed.failures[0]
+        raise InputError(
+            f"{root}: {len(packed.failures)} files cannot be packed, so nothing to compare; {name}: {reason}"
+        )
+    frames = read_index(folder / "shards").frames.values()
+    return PackTimes(
+        shorts=len(shorts),
+        longs=len(longs),
+        raw_bytes=sum(path.stat().st_size for path in shorts | longs),
+        shard_bytes=sum(frame.shard.bytes for frame in frames),
+        cores=cores,
+        libraw_s=min(before, after),
+        pack_s=pack_s,
+        largest_bytes=_peak_of_largest(next(iter(longs)), folder),
+    )
+
+
+def pack_table(times: PackTimes) -> str:
+    """The figures as text, and what they say."""
+    files = times.shorts + times.longs
+    rows = (
+        ("LibRaw alone", times.libraw_s, times.raw_bytes),
+        ("packing over Ray", times.pack_s, times.shard_bytes),
+    )
+    lines = [f"{times.shorts} shorts, {times.longs} longs, {times.cores} cores", ""]
+    lines.append(f"{'':>16} {'seconds':>8} {'files/s':>8} {'GB':>7}")
+    lines += [f"{name:>16} {seconds:8.1f} {files / seconds:8.2f} {size / 1e9:7.3f}" for name, seconds, size in rows]
+    lines.append(
+        f"\nPacking runs at {times.speed:.2f} of the speed of LibRaw alone; the shards take "
+        f"{times.shard_bytes / times.raw_bytes:.2f} of the raw files' size.\nA long of 61 megapixels takes "
+        f"{times.largest_bytes / 2**30:.2f} GiB in the process that packs it."
+    )
+    return "\n".join(lines)
+
+
+@contextmanager
+def _one_thread_a_process():
+    """As Ray has it for tasks of one CPU."""
+    before = os.environ.get("OMP_NUM_THREADS")
+    os.environ["OMP_NUM_THREADS"] = "1"
+    try:
+        yield
+    finally:
+        os.environ.pop("OMP_NUM_THREADS") if before is None else os.environ.update(OMP_NUM_THREADS=before)
+
+
+def _libraw(job: tuple[Path, bool]) -> None:
+    """What cannot be spared: a short is decoded, a long decoded and developed."""
+    path, long = job
+    if long:
+        read_and_render(path)
+    else:
+        with open_raw(path) as raw:
+            raw.raw_image_visible.copy()
+
+
+def _timed_libraw(pool: ProcessPoolExecutor, jobs: list[tuple[Path, bool]]) -> float:
+    start = time.perf_counter()
+    list(pool.map(_libraw, jobs))
+    return time.perf_counter() - start
+
+
+def _peak_of_largest(like: Path, folder: Path) -> int:
+    """Peak memory of a process of its own that packs a long of 61 megapixels with the camera's levels of `like`."""
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        process.submit(_write_largest, like, folder / "largest").result()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_pack_largest, folder / "largest").result()
+
+
+def _write_largest(like: Path, folder: Path) -> None:
+    from dataclasses import replace
+
+    frame = read_raw(like)
+    repeats = [-(-size // side) for size, side in zip(LARGEST, frame.mosaic.shape, strict=True)]
+    period = 2 if len(frame.cfa) == 4 else 6
+    whole = frame.mosaic[: frame.height // period * period, : frame.width // period * period]
+    mosaic = np.tile(whole, [n + 1 for n in repeats])[: LARGEST[0], : LARGEST[1]]
+    (folder / "long").mkdir(parents=True)
+    write_dng(folder / "long" / "00001_00_10s.dng", replace(frame, mosaic=mosaic))
+
+
+def _pack_largest(folder: Path) -> int:
+    from lsid_ray.data.pack import pack_file
+
+    pack_file(folder, "long/00001_00_10s.dng", folder)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

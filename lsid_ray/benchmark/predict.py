@@ -1,0 +1,132 @@
+"""How fast and how large prediction is: in bands of rows, against the whole frame in one pass."""
+
+import multiprocessing
+import resource
+import time
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+
+import torch
+
+from lsid_ray import config
+from lsid_ray.evaluate.predict import predict, predict_bands
+from lsid_ray.model.generator import Generator
+from lsid_ray.raw.mosaic import LAYOUTS
+
+
+@dataclass(frozen=True)
+class PredictTimes:
+    """Of one size of frame. Seconds are the best of the rounds; bytes are the peak of a process that does only this."""
+
+    megapixels: float
+    """Of the mosaic."""
+    bands_s: float
+    bands_bytes: int
+    whole_s: float | None
+    """None where the whole frame in one pass was not asked for."""
+    whole_bytes: int | None
+    difference: float | None
+    """The largest between both results, as a part of the largest value."""
+
+    @property
+    def speed(self) -> float | None:
+        """Of bands, with the whole frame in one pass as 1."""
+        return None if self.whole_s is None else self.whole_s / self.bands_s
+
+
+def measure_predict(
+    c: config.Generator, height: int, width: int, *, memory_bytes: int, rounds: int, with_whole: bool, use_gpu: bool
+) -> PredictTimes:
+    """Predict a random frame of `height` x `width` sensels with a new network of configuration `c`.
+
+    Bands and whole frame take turns, `rounds` times, in one process; their peaks of memory are taken in processes
+    of their own (on a GPU: of its memory, in this process).
+    """
+    block = LAYOUTS[c.cfa].block
+    size = (height // block, width // block)
+    device = torch.device("cuda" if use_gpu else "cpu")
+    generator, planes = _network(c, device), _planes(c, size, device)
+    seconds: dict[bool, list[float]] = {False: [], True: []}
+    difference = None
+    for _ in range(rounds):
+        for whole in (True, False) if with_whole else (False,):
+            seconds[whole].append(_timed(generator, planes, memory_bytes, whole))
+    if with_whole:
+        image = _predicted(generator, planes, memory_bytes, True)
+        image_of_bands = predict(generator, planes, memory_bytes=memory_bytes)
+        difference = ((image - image_of_bands).abs().max() / image.abs().max()).item()
+        del image, image_of_bands
+    peaks = {whole: _peak(c, size, memory_bytes, whole, use_gpu) for whole in ({False, with_whole})}
+    return PredictTimes(
+        megapixels=height * width / 1e6,
+        bands_s=min(seconds[False]),
+        bands_bytes=peaks[False],
+        whole_s=min(seconds[True], default=None),
+        whole_bytes=peaks.get(True),
+        difference=difference,
+    )
+
+
+def _network(c: config.Generator, device: torch.device) -> Generator:
+    torch.manual_seed(0)
+    return Generator(c).eval().to(device)
+
+
+def _planes(c: config.Generator, size: tuple[int, int], device: torch.device) -> torch.Tensor:
+    return torch.rand(1, len(LAYOUTS[c.cfa].colors), *size, device=device)
+
+
+@torch.no_grad()
+def _predicted(generator: Generator, planes: torch.Tensor, memory_bytes: int, whole: bool) -> torch.Tensor | None:
+    if whole:
+        return generator(planes)
+    for _ in predict_bands(generator, planes, memory_bytes=memory_bytes):
+        pass  # as enhancing does: a band is delivered before the next
+    return None
+
+
+def _timed(generator: Generator, planes: torch.Tensor, memory_bytes: int, whole: bool) -> float:
+    start = time.perf_counter()
+    _predicted(generator, planes, memory_bytes, whole)
+    if planes.is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def _peak(c: config.Generator, size: tuple[int, int], memory_bytes: int, whole: bool, use_gpu: bool) -> int:
+    if use_gpu:
+        torch.cuda.reset_peak_memory_stats()
+        device = torch.device("cuda")
+        _predicted(_network(c, device), _planes(c, size, device), memory_bytes, whole)
+        return torch.cuda.max_memory_allocated()
+    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
+        return process.submit(_peak_here, c, size, memory_bytes, whole).result()
+
+
+def _peak_here(c: config.Generator, size: tuple[int, int], memory_bytes: int, whole: bool) -> int:
+    device = torch.device("cpu")
+    _predicted(_network(c, device), _planes(c, size, device), memory_bytes, whole)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def predict_table(times: list[PredictTimes]) -> str:
+    """The figures as text, and what they say."""
+    lines = [
+        f"{'mosaic':>9} {'bands s':>8} {'bands GiB':>10} {'whole s':>8} {'whole GiB':>10} {'speed':>6} {'difference':>11}"
+    ]
+    for t in times:
+        whole = "-" if t.whole_s is None else f"{t.whole_s:.1f}"
+        whole_gib = "-" if t.whole_bytes is None else f"{t.whole_bytes / 2**30:.2f}"
+        speed = "-" if t.speed is None else f"{t.speed:.2f}"
+        difference = "-" if t.difference is None else f"{t.difference:.1e}"
+        lines.append(
+            f"{t.megapixels:6.1f} MP {t.bands_s:8.1f} {t.bands_bytes / 2**30:10.2f} {whole:>8} {whole_gib:>10} "
+            f"{speed:>6} {difference:>11}"
+        )
+    for t in times:
+        if t.speed is not None and t.whole_bytes is not None:
+            lines.append(
+                f"In bands, {t.megapixels:.0f} megapixels take {t.bands_bytes / t.whole_bytes:.0%} of the memory "
+                f"of one pass, at {t.speed:.2f} of its speed."
+            )
+    return "\n".join(lines)

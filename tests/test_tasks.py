@@ -1,0 +1,45 @@
+"""Plain Ray tasks: each item once, whatever becomes of a process."""
+
+import os
+import signal
+import time
+from contextlib import closing
+from pathlib import Path
+
+from lsid_ray.data.tasks import over_ray
+
+
+def test_every_item_is_worked_on_once(cluster: None) -> None:
+    def square(number: int, added: int) -> int:
+        return number**2 + added
+
+    assert sorted(over_ray(square, range(100), 5)) == [(number, number**2 + 5) for number in range(100)]
+    assert list(over_ray(square, [], 5)) == []
+
+
+def test_a_process_that_dies_costs_its_own_item_only(cluster: None, tmp_path: Path) -> None:
+    def work(number: int, folder: str) -> int:
+        if number == 3:
+            Path(folder, str(time.time_ns())).touch()
+            os.kill(os.getpid(), signal.SIGSEGV)
+        return number
+
+    found = dict(over_ray(work, range(8), str(tmp_path)))
+    assert found == {number: None if number == 3 else number for number in range(8)}
+    assert len(list(tmp_path.iterdir())) == 3, "it may have been the machine's fault"
+
+
+def test_who_stops_listening_stops_the_work(cluster: None, tmp_path: Path) -> None:
+    def work(number: int, folder: str) -> int:
+        Path(folder, str(number)).touch()
+        if number:
+            time.sleep(60)
+        return number
+
+    began = time.monotonic()
+    with closing(over_ray(work, range(1000), str(tmp_path))) as results:
+        assert next(results) == (0, 0)
+    assert time.monotonic() - began < 50
+    begun = len(list(tmp_path.iterdir()))
+    time.sleep(1)
+    assert len(list(tmp_path.iterdir())) == begun < 20
