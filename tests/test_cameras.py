@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import rawpy
 import torch
 import torch.nn.functional as F
 from test_dng import make_frame
@@ -17,6 +18,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.evaluate.deliver import photograph
 from lsid_ray.model.generator import Generator
 from lsid_ray.model.inputs import network_input
+from lsid_ray.raw import dng
 from lsid_ray.raw.color import A7S2_COLOR_MATRIX, srgb_from_camera
 from lsid_ray.raw.develop import plain_rendering, reference_rendering
 from lsid_ray.raw.dng import write_dng
@@ -145,8 +147,6 @@ def test_a_photograph_is_delivered_upright(tmp_path: Path, orientation: int, upr
 
 @pytest.fixture
 def upright_by_libraw() -> Callable[[Path], np.ndarray]:
-    import rawpy
-
     def render(path: Path) -> np.ndarray:
         with rawpy.imread(str(path)) as raw:
             return raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16)
@@ -173,3 +173,36 @@ def test_xtrans_black_levels_of_36_positions_are_read_from_the_file(tmp_path: Pa
     flat_black = torch.full((1, 9, 2, 2), 1000.0)
     flat = network_input(torch.from_numpy(pack(plain.mosaic, plain.cfa))[None], flat_black, *levels, c)[0].numpy()
     np.testing.assert_allclose(seen, flat, atol=0.004)
+
+
+@pytest.mark.parametrize("margins", [(0, 0), (2, 4), (3, 1), (5, 7)], ids=str)
+@pytest.mark.parametrize("cfa", ["RGGB", "GBRG", XTRANS.pattern], ids=["RGGB", "GBRG", "xtrans"])
+def test_margins_are_cut_and_the_pattern_is_the_visible_areas_as_libraw_sees_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cfa: str, margins: tuple[int, int]
+):
+    whole = make_frame(60, 72, cfa=cfa, black=(512.0,) * len(cfa))
+    top, left = margins
+    original = dng._main_tags
+    area = (50829, dng._LONG, [top, left, 60 - 1, 72 - 2])  # ActiveArea
+    monkeypatch.setattr(dng, "_main_tags", lambda *arguments: [*original(*arguments), area])
+    write_dng(tmp_path / "a.dng", whole)
+    frame = read_raw(tmp_path / "a.dng")
+    assert 0 <= 59 - top - frame.height <= 1 and 0 <= 70 - left - frame.width <= 1  # it may drop a row and a column
+    np.testing.assert_array_equal(frame.mosaic, whole.mosaic[59 - frame.height : 59, 70 - frame.width : 70])
+    period = 2 if len(cfa) == 4 else 6
+    with rawpy.imread(str(tmp_path / "a.dng")) as raw:
+        colors = raw.raw_colors_visible[:period, :period]
+        assert frame.cfa == "".join(raw.color_desc.decode()[color] for color in colors.flat)
+
+
+def test_a_missing_white_level_is_all_that_the_bits_hold(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    original = dng._main_tags
+    monkeypatch.setattr(dng, "_main_tags", lambda *a: [tag for tag in original(*a) if tag[0] != 50717])
+    write_dng(tmp_path / "a.dng", make_frame())
+    assert read_raw(tmp_path / "a.dng").white == 65535
+
+
+def test_a_white_level_below_black_is_named(tmp_path: Path):
+    write_dng(tmp_path / "a.dng", make_frame(white=500.0))
+    with pytest.raises(InputError, match=r"a\.dng: black level 512 and white level 500; expected black below white"):
+        read_raw(tmp_path / "a.dng")

@@ -132,32 +132,6 @@ def test_a_closed_gate_hides_its_skip():
 
 
 @torch.no_grad()
-def test_what_lies_beyond_the_receptive_radius_changes_nothing(network: Generator):
-    radius, scale = network.receptive_radius, network.scale
-    side = 2 * radius + network.stride
-    plain = noise(1, side, side)
-    for place in (radius, radius + network.stride // 2, radius + network.stride - 1):
-        beyond = torch.ones(side, side, dtype=torch.bool)
-        window = slice(place - radius, place + radius + 1)
-        beyond[window, window] = False
-        here = (..., slice(scale * place, scale * place + scale), slice(scale * place, scale * place + scale))
-        expected, other = network(plain)[here], network(torch.where(beyond, 10 - plain, plain))[here]
-        torch.testing.assert_close(other, expected, rtol=1e-5, atol=1e-5)
-
-
-@torch.no_grad()
-def test_the_receptive_radius_is_not_far_too_large(network: Generator):
-    radius, scale = network.receptive_radius, network.scale
-    side = 2 * radius + network.stride
-    plain = noise(1, side, side)
-    near = torch.zeros(side, side, dtype=torch.bool)
-    near[: radius - radius // 2] = True
-    row = slice(scale * radius, scale * radius + scale)
-    moved = network(torch.where(near, 10 - plain, plain))[..., row, :] - network(plain)[..., row, :]
-    assert moved.abs().max() > 1e-3
-
-
-@torch.no_grad()
 def test_a_sample_does_not_depend_on_its_batch(network: Generator):
     planes = noise(3, 20, 28)
     together = network(planes)

@@ -210,5 +210,5 @@ def test_windows_of_xtrans_begin_where_its_pattern_does_and_stay_on_the_sensor(t
 
 
 def test_two_kinds_of_sensors_in_one_run_are_named():
-    with pytest.raises(InputError, match="10001_00_0.1s is xtrans and 10000_00_0.1s is bayer"):
+    with pytest.raises(InputError, match=r"10001_00_0\.1s is xtrans and 10000_00_0\.1s is bayer"):
         Schedule((make_pair(0), make_pair(1, cfa=XTRANS.pattern)), TRAINING)

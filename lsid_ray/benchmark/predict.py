@@ -119,10 +119,8 @@ def predict_table(times: list[PredictTimes]) -> str:
         whole_gib = "-" if t.whole_bytes is None else f"{t.whole_bytes / 2**30:.2f}"
         speed = "-" if t.speed is None else f"{t.speed:.2f}"
         difference = "-" if t.difference is None else f"{t.difference:.1e}"
-        lines.append(
-            f"{t.megapixels:6.1f} MP {t.bands_s:8.1f} {t.bands_bytes / 2**30:10.2f} {whole:>8} {whole_gib:>10} "
-            f"{speed:>6} {difference:>11}"
-        )
+        cells = (f"{t.bands_s:.1f}", f"{t.bands_bytes / 2**30:.2f}", whole, whole_gib, speed, difference)
+        lines.append(f"{t.megapixels:6.1f} MP " + " ".join(f"{cell:>10}" for cell in cells))
     for t in times:
         if t.speed is not None and t.whole_bytes is not None:
             lines.append(

@@ -73,8 +73,8 @@ def _bands(generator: Generator, planes_1Chw: Tensor, rows: int) -> Iterator[tup
         for features, _ in finest.push(band, last=top + rows >= height):
             count = min(features.shape[2], height - done)
             weights = finest.weights.take(features.shape[2])[..., :count, :width] if generator.gates else None
+            image = F.pixel_shuffle(generator.head(features), scale)
             if count:
-                image = F.pixel_shuffle(generator.head(features), scale)
                 yield image[..., : scale * count, : scale * width], weights
             done += count
 

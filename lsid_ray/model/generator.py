@@ -91,15 +91,6 @@ class Generator(nn.Module):
         """Packed pixels per pixel of the coarsest level."""
         return 2**self.config.depth
 
-    @property
-    def receptive_radius(self) -> int:
-        """How far, at most, an output pixel's value reaches in the input, in packed pixels.
-
-        Per level of stride s: two convolutions down (2s), pooling (s), the way up (s, and s for its
-        convolution), two convolutions (2s); twice 2s at the bottom.
-        """
-        return sum(7 * 2**level for level in range(self.config.depth)) + 2 * self.stride
-
     def forward(self, planes: Tensor) -> Tensor:
         """See the class."""
         return self.with_attention(planes)[0]
