@@ -179,8 +179,8 @@ def test_what_is_no_file_is_named_and_folders_may_have_any_name(
 
 def test_a_file_without_permission_is_named(copied: Path, tmp_path: Path, unreadable) -> None:
     path = unreadable(next((copied / "short").iterdir()))
-    job = packing._Job(f"short/{path.name}", str(path), None, "", True)
-    outcome = packing._pack_file(job, str(tmp_path), 32)
+    job = packing.Job(f"short/{path.name}", str(path), None, "", True)
+    outcome = packing.pack_file(job, str(tmp_path), 32)
     assert (outcome.reason, outcome.source, outcome.full) == ("Permission denied", None, False)
 
 

@@ -9,7 +9,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from lsid_ray import config
 from lsid_ray.evaluate import predict as module
-from lsid_ray.evaluate.predict import MEMORY_BYTES, MOST_ROWS, band_rows, predict, predict_bands
+from lsid_ray.evaluate.predict import MEMORY_BYTES, MOST_CPU_BYTES, band_rows, predict, predict_bands
 from lsid_ray.model.generator import Generator
 
 NETWORKS = {
@@ -60,7 +60,7 @@ SIZES = [(64, 96), (61, 83), (50, 33), (330, 18), (7, 90), (3, 2), (1, 1), (129,
 
 
 @pytest.mark.parametrize("height, width", SIZES)
-@pytest.mark.parametrize("rows", [16, 48, MOST_ROWS])
+@pytest.mark.parametrize("rows", [16, 48, 128])
 @torch.no_grad()
 def test_bands_together_equal_the_whole_frame_at_any_size(network: Generator, height: int, width: int, rows: int):
     planes = frame(network, height, width)
@@ -192,7 +192,7 @@ def test_working_memory_stays_in_the_budget(c: config.Generator):
     planes = frame(network, 400, 32)
     with Watch(planes) as whole:
         network(planes)
-    for rows in (16, 64, MOST_ROWS):
+    for rows in (32, 64, 128):
         budget = memory_for(network, 32, rows)
         with Watch(planes) as streamed:
             for band in predict_bands(network, planes, memory_bytes=budget):
@@ -204,11 +204,20 @@ def test_working_memory_stays_in_the_budget(c: config.Generator):
 def test_a_band_has_whole_strides_and_at_least_one(network: Generator):
     for memory_bytes in range(0, 1 << 22, 1 << 16):
         rows = band_rows(network, 100, memory_bytes, 4)
-        assert rows % network.stride == 0 and network.stride <= rows <= MOST_ROWS
+        assert rows % network.stride == 0 and rows >= network.stride
         assert rows <= band_rows(network, 100, memory_bytes + (1 << 16), 4)
         assert rows <= band_rows(network, 100, memory_bytes, 2)
         assert rows >= band_rows(network, 200, memory_bytes, 4)
-    assert band_rows(network, 100, MEMORY_BYTES, 4) == MOST_ROWS
+
+
+def test_no_tensor_on_a_cpu_is_so_large_that_it_is_slow():
+    with torch.device("meta"):
+        elsewhere = Generator(config.Generator())
+    network = Generator(config.Generator())
+    for width in (2128, 4752):
+        rows = band_rows(network, width, 100 * MEMORY_BYTES, 4)
+        assert 16 <= rows < band_rows(elsewhere, width, 100 * MEMORY_BYTES, 4)
+        assert 4 * 2 * 32 * (rows + 2) * width <= MOST_CPU_BYTES
 
 
 def test_channels_last_stays_so(plain: Generator):

@@ -1,4 +1,4 @@
-"""Plain Ray tasks: each item once, whatever becomes of a process."""
+"""A task a file: each item once, whatever becomes of a process."""
 
 import os
 import signal

@@ -1,20 +1,21 @@
 """How fast packing is, against LibRaw alone doing the same decoding and development on the same cores."""
 
+import math
 import multiprocessing
 import os
 import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import ray
 
 from lsid_ray.data.catalog import read_catalog
-from lsid_ray.data.pack import pack_folder
-from lsid_ray.data.shards import read_index
+from lsid_ray.data.pack import Job, pack_file, pack_folder
+from lsid_ray.data.shards import TILE, read_index
 from lsid_ray.errors import InputError
 from lsid_ray.raw.develop import read_and_render
 from lsid_ray.raw.dng import write_dng
@@ -45,8 +46,10 @@ class PackTimes:
         return self.libraw_s / self.pack_s
 
 
-def measure_pack(root: Path, folder: Path) -> PackTimes:
+def measure_pack(root: Path, folder: Path, largest: tuple[int, int] = LARGEST) -> PackTimes:
     """Pack the data set of `root` into `folder` on the connected cluster, which must be this machine alone.
+
+    largest: size in sensels of the long whose packing's memory is measured.
 
     Raises InputError as `pack_folder`, or when a file is left out (its time would count on one side only).
     """
@@ -76,7 +79,7 @@ def measure_pack(root: Path, folder: Path) -> PackTimes:
         cores=cores,
         libraw_s=min(before, after),
         pack_s=pack_s,
-        largest_bytes=_peak_of_largest(next(iter(longs)), folder),
+        largest_bytes=_peak_of_largest(min(longs), largest, folder),
     )
 
 
@@ -125,28 +128,26 @@ def _timed_libraw(pool: ProcessPoolExecutor, jobs: list[tuple[Path, bool]]) -> f
     return time.perf_counter() - start
 
 
-def _peak_of_largest(like: Path, folder: Path) -> int:
+def _peak_of_largest(like: Path, size: tuple[int, int], folder: Path) -> int:
     """Peak memory of a process of its own that packs a long of 61 megapixels with the camera's levels of `like`."""
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        process.submit(_write_largest, like, folder / "largest").result()
+        process.submit(_write_largest, like, size, folder / "largest").result()
     with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
         return process.submit(_pack_largest, folder / "largest").result()
 
 
-def _write_largest(like: Path, folder: Path) -> None:
-    from dataclasses import replace
-
+def _write_largest(like: Path, size: tuple[int, int], folder: Path) -> None:
     frame = read_raw(like)
-    repeats = [-(-size // side) for size, side in zip(LARGEST, frame.mosaic.shape, strict=True)]
-    period = 2 if len(frame.cfa) == 4 else 6
+    period = math.isqrt(len(frame.cfa))
     whole = frame.mosaic[: frame.height // period * period, : frame.width // period * period]
-    mosaic = np.tile(whole, [n + 1 for n in repeats])[: LARGEST[0], : LARGEST[1]]
+    repeats = [-(-wanted // side) for wanted, side in zip(size, whole.shape, strict=True)]
+    mosaic = np.tile(whole, repeats)[: size[0], : size[1]]
     (folder / "long").mkdir(parents=True)
     write_dng(folder / "long" / "00001_00_10s.dng", replace(frame, mosaic=mosaic))
 
 
 def _pack_largest(folder: Path) -> int:
-    from lsid_ray.data.pack import pack_file
-
-    pack_file(folder, "long/00001_00_10s.dng", folder)
+    name = "long/00001_00_10s.dng"
+    outcome = pack_file(Job(name, str(folder / name), None, "", False), str(folder), TILE)
+    assert outcome.frame is not None, outcome.reason
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -111,15 +111,18 @@ def _peak_here(c: config.Generator, size: tuple[int, int], memory_bytes: int, wh
 
 def predict_table(times: list[PredictTimes]) -> str:
     """The figures as text, and what they say."""
-    lines = [
-        f"{'mosaic':>9} {'bands s':>8} {'bands GiB':>10} {'whole s':>8} {'whole GiB':>10} {'speed':>6} {'difference':>11}"
-    ]
+    heads = ("bands s", "bands GiB", "whole s", "whole GiB", "speed", "difference")
+    lines = [f"{'mosaic':>9} " + " ".join(f"{head:>10}" for head in heads)]
     for t in times:
         whole = "-" if t.whole_s is None else f"{t.whole_s:.1f}"
         whole_gib = "-" if t.whole_bytes is None else f"{t.whole_bytes / 2**30:.2f}"
         speed = "-" if t.speed is None else f"{t.speed:.2f}"
         difference = "-" if t.difference is None else f"{t.difference:.1e}"
         cells = (f"{t.bands_s:.1f}", f"{t.bands_bytes / 2**30:.2f}", whole, whole_gib, speed, difference)
+        lines.append(f"{t.megapixels:6.1f} MP " + " ".join(f"{cell:>10}" for cell in cells))
+    for t in times:
+        if t.speed is not None and t.whole_bytes is not None:
+            cells = (f"{t.bands_s:.1f}", f"{t.bands_bytes / 2**30:.2f}", whole, whole_gib, speed, difference)
         lines.append(f"{t.megapixels:6.1f} MP " + " ".join(f"{cell:>10}" for cell in cells))
     for t in times:
         if t.speed is not None and t.whole_bytes is not None:

@@ -81,7 +81,7 @@ def pack_folder(
 
 
 @dataclasses.dataclass(frozen=True)
-class _Job:
+class Job:
     """A raw file that must be looked at."""
 
     name: str
@@ -96,7 +96,7 @@ class _Job:
 
 
 @dataclasses.dataclass(frozen=True)
-class _Outcome:
+class Outcome:
     """What became of a job."""
 
     source: shards.Source | None
@@ -124,7 +124,7 @@ class _State:
     frames: dict[str, shards.ShortFrame]
     reasons: dict[str, str]
     """Of files that are left out."""
-    jobs: list[_Job]
+    jobs: list[Job]
 
     @property
     def pairs(self) -> list[Pair]:
@@ -183,7 +183,7 @@ def _look(root: Path, destination: Path, tile: int, broken: frozenset[str]) -> _
             state.sources[name], state.frames[shard] = known, index.frames[shard]
         else:
             sha256 = index.frames[shard].shard.sha256 if known is not None and known.shard else ""
-            state.jobs.append(_Job(name, str(root / name), known, sha256, shard not in broken))
+            state.jobs.append(Job(name, str(root / name), known, sha256, shard not in broken))
     state.jobs.sort(key=lambda job: not (destination / _shard_of(job.name)).exists())  # what is there, first
     return state
 
@@ -258,11 +258,11 @@ def _carry_out(state: _State, progress: Progress) -> PackResult:
     if total:
         progress(0, total)
     try:
-        with closing(over_ray(_pack_file, state.jobs, str(destination), state.tile)) as results:
+        with closing(over_ray(pack_file, state.jobs, str(destination), state.tile)) as results:
             for job, outcome in results:
                 if outcome is None:
                     reason = "the process that read it died; is it damaged, or memory short?"
-                    outcome = _Outcome(None, None, reason, True)
+                    outcome = Outcome(None, None, reason, True)
                 if outcome.full:
                     how_far = f", after {done} of {total} files"
                     raise InputError(_unwritable(destination, outcome.reason, how_far))
@@ -366,34 +366,34 @@ def _locked(destination: Path) -> Iterator[None]:
         yield
 
 
-def _pack_file(job: _Job, destination: str, tile: int) -> _Outcome:
+def pack_file(job: Job, destination: str, tile: int) -> Outcome:
     """One raw file to its shard, unless the shard is there."""
     path, shard = Path(job.path), _shard_of(job.name)
     try:
         stat = path.stat()
         sha256 = shards.file_sha256(path)
     except OSError as error:
-        return _Outcome(None, None, error.strerror, True)
+        return Outcome(None, None, error.strerror, True)
     source = shards.Source(stat.st_size, stat.st_mtime_ns, sha256, shard, "")
     as_known = job.known is not None and job.known.sha256 == sha256
     if as_known and job.known.reason:
-        return _Outcome(_failed(source, job.known.reason), None, job.known.reason, False)
+        return Outcome(_failed(source, job.known.reason), None, job.known.reason, False)
     there = _there(job, source, job.shard_sha256 if as_known else "", destination, tile)
     if there is not None:
-        return _Outcome(source, there, "", False)
+        return Outcome(source, there, "", False)
     try:
         frame, pixels, side = _decode(path, job.name.startswith("long/"), tile)
         now = path.stat()
     except InputError as error:
         reason = str(error).removeprefix(f"{path}: ")
-        return _Outcome(_failed(source, reason), None, reason, True)
+        return Outcome(_failed(source, reason), None, reason, True)
     except (OSError, MemoryError) as error:  # no fault of the file's content
-        return _Outcome(None, None, getattr(error, "strerror", None) or "not enough memory to decode it", True)
+        return Outcome(None, None, getattr(error, "strerror", None) or "not enough memory to decode it", True)
     except Exception as error:  # whatever else a damaged file leads to stops no other
         reason = f"cannot be decoded ({type(error).__name__}: {error})"
-        return _Outcome(_failed(source, reason), None, reason, True)
+        return Outcome(_failed(source, reason), None, reason, True)
     if (now.st_size, now.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-        return _Outcome(None, None, "it changed while it was read: pack again", True)
+        return Outcome(None, None, "it changed while it was read: pack again", True)
     known = {f.name: getattr(frame, f.name) for f in dataclasses.fields(frame) if f.name not in NOT_KEPT}
     entry = shards.ShardFile(shard, path.name, stat.st_size, 0, "", pixels.shape, side)
     packed = shards.ShortFrame(shard=entry, height=frame.height, width=frame.width, **known)
@@ -401,17 +401,15 @@ def _pack_file(job: _Job, destination: str, tile: int) -> _Outcome:
     try:
         size, digest = shards.write_shard(Path(destination, shard), pixels, side, record)
     except OSError as error:
-        return _Outcome(None, None, error.strerror or str(error), True, full=True)
-    return _Outcome(source, shards.recorded_frame(record, size, digest), "", True)
+        return Outcome(None, None, error.strerror or str(error), True, full=True)
+    return Outcome(source, shards.recorded_frame(record, size, digest), "", True)
 
 
 def _failed(source: shards.Source, reason: str) -> shards.Source:
     return dataclasses.replace(source, shard="", reason=reason)
 
 
-def _there(
-    job: _Job, source: shards.Source, shard_sha256: str, destination: str, tile: int
-) -> shards.ShortFrame | None:
+def _there(job: Job, source: shards.Source, shard_sha256: str, destination: str, tile: int) -> shards.ShortFrame | None:
     """The entry of a shard that is there already and of this raw file, by what it says of itself."""
     path = Path(destination, source.shard)
     record = shards.read_record(path) if job.take_over else None

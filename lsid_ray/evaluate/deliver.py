@@ -176,13 +176,13 @@ def deliver(
                 num_gpus=1 if use_gpu else 0,
                 ray_remote_args_fn=lambda: {"max_task_retries": 0},
             )
-            results = iter(dataset.iter_rows())
+            batches = iter(dataset.iter_batches(batch_size=1, prefetch_batches=0))  # or each waits for the next
             with starting_actors():
-                first = next(results, None)
-        results = itertools.chain([] if first is None else [first], results)
+                first = list(itertools.islice(batches, 1))
+        results = ({name: values[0] for name, values in batch.items()} for batch in itertools.chain(first, batches))
     for row in results:
-        source, target = names.pop(row["source"])
-        yield Delivered(source, target, row["amplified"], row["seconds"], row["error"])
+        source, target = names.pop(str(row["source"]))
+        yield Delivered(source, target, str(row["amplified"]), float(row["seconds"]), str(row["error"]))
     for source, target in names.values():
         yield Delivered(source, target, "", 0.0, "the process that worked on it died (out of memory?)")
 

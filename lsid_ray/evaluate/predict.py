@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from lsid_ray.model.generator import Generator
 
 MEMORY_BYTES = 1 << 30
-MOST_ROWS = 128  # packed; on a CPU larger bands are no faster
+MOST_CPU_BYTES = 32 << 20  # of one tensor; glibc takes fresh pages for each larger one, a fifth of the time
 
 
 def predict(generator: Generator, planes_1Chw: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> Tensor:
@@ -51,14 +51,19 @@ def predict_bands(
 
 
 def band_rows(generator: Generator, width: int, memory_bytes: int, bytes_per_value: int) -> int:
-    """How many packed rows of `width` columns may go in at once: a multiple of the stride, and at least it."""
+    """How many packed rows of `width` columns go in at once: a multiple of the stride, and at least it.
+
+    On a CPU also no more than keeps every tensor small enough to be quick.
+    """
     c = generator.config
-    row_bytes = c.width * (width + -width % generator.stride) * bytes_per_value
-    # In rows of the finest level's features: skips wait for about 15 * 2**depth, and convolutions keep 13 a level.
-    # Of each row of the band, the finest decoder's first convolution holds up to 14 such rows: its input, twice
-    # (joined with kept rows) and again in the convolution's own layout, its output twice, skips and coarser levels.
+    row_bytes = c.width * (width + -width % generator.stride) * bytes_per_value  # of the finest level's features
+    # Counted in such rows: skips wait for about 15 * 2**depth, and convolutions keep 13 a level. For each row of a
+    # band, the finest decoder's first convolution finds up to 14: its input (2), joined with the kept rows (2) and
+    # in the convolution's own layout (2), its output twice (2), what it was upsampled from, skips, coarser levels.
     rows = (memory_bytes // row_bytes - 15 * generator.stride - 13 * c.depth) // 14
-    return max(min(rows, MOST_ROWS) // generator.stride, 1) * generator.stride
+    if generator.head.weight.device.type == "cpu":
+        rows = min(rows, MOST_CPU_BYTES // (2 * row_bytes) - 2)
+    return max(rows // generator.stride, 1) * generator.stride
 
 
 @torch.no_grad()
@@ -111,7 +116,8 @@ class _Level:
                     self.weights.put(weights)
             rows = torch.cat([skip, rows], dim=1)
             del skip  # its memory is wanted below
-            yield from _parts(_through(self.decoder, rows, ends), ends, self.most_rows)
+            rows = _through(self.decoder, rows, ends)
+            yield from _parts(rows, ends, self.most_rows)
 
 
 class _Layer:
