@@ -158,7 +158,7 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_files(
     broken = shutil.copytree(shards, tmp_path / "broken")
     index = json.loads((broken / "index.json").read_text())
     victim = next(pair for pair in index["pairs"] if pair["split"] == "train")
-    victim["short"]["white_balance"] = [float("nan"), 1.0, 1.0]
+    index["frames"][victim["short"]]["white_balance"] = [float("nan"), 1.0, 1.0]
     (broken / "index.json").write_text(json.dumps(index))
     with pytest.raises(PartFailure, match=rf"step 0: a loss is not finite \(l1 nan.*{victim['name']}"):
         train(experiment(training={"batch_size": 12, "epochs": 1}), str(broken))
@@ -177,7 +177,7 @@ def test_bad_shards_and_crops_are_refused_at_once(shards: Path, experiment: Make
     with pytest.raises(InputError, match=r"holds no index\.json"):
         train(experiment(), str(tmp_path / "nothing"))
     old = shutil.copytree(shards, tmp_path / "old")
-    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 1', '"version": 0'))
-    with pytest.raises(InputError, match="is of version 0, this program reads 1"):
+    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 2', '"version": 1'))
+    with pytest.raises(InputError, match="is of version 1, this program reads 2"):
         train(experiment(), str(old))
     assert not Path(experiment().storage).exists(), "nothing was begun"

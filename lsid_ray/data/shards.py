@@ -4,7 +4,8 @@
     SHARDS/long/10003_00_10s.parquet      the reference rendering (3, H, W) uint16, sRGB
     SHARDS/index.json                     pairs, frames, raw files, rendering, and each shard's size and hash
 
-C is 4 for Bayer and 9 for X-Trans. A window of a frame costs the tiles that it touches, each one range read. A long
+C is 4 for Bayer and 9 for X-Trans. A tile's bytes are all low ones, then all high ones, and lz4: against zstd level 1
+it is read 1.6 times as fast, for a fifth more bytes (18-megapixel frame, crops of 256 and 512). A window of a frame costs the tiles that it touches, each one range read. A long
 is stored once, however many shorts share it. A shard carries its own entry of the index and the hash of its raw
 file. The index is written last: a folder with an index is whole, one without is not read; while shards are being
 changed it goes by another name.
@@ -216,10 +217,10 @@ def write_shard(path: Path, pixels: np.ndarray, tile: int, record: dict[str, Any
         with open(partial, "wb") as file:
             hashed = _Hashed(file)
             with pq.ParquetWriter(
-                hashed, SCHEMA, compression="zstd", compression_level=1, use_dictionary=False, write_statistics=False
+                hashed, SCHEMA, compression="lz4", use_dictionary=False, write_statistics=False
             ) as writer:
                 for y, x, channels, height, width in tiles(pixels.shape, tile):
-                    part = np.ascontiguousarray(pixels[:, y : y + height, x : x + width], dtype="<u2")
+                    part = _in_bytes(pixels[:, y : y + height, x : x + width])
                     columns = [pa.array([number], pa.int32()) for number in (y, x, channels, height, width)]
                     ends = pa.py_buffer(np.array([0, part.nbytes], np.int32))
                     columns.append(pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(part)]))
@@ -229,6 +230,14 @@ def write_shard(path: Path, pixels: np.ndarray, tile: int, record: dict[str, Any
     finally:
         partial.unlink(missing_ok=True)
     return hashed.size, hashed.digest.hexdigest()
+
+
+def _in_bytes(pixels: np.ndarray) -> np.ndarray:
+    """(C, h, w) uint16 -> (2, C, h, w) uint8, the low bytes and the high ones: noise apart from what hardly varies."""
+    parts = np.empty((2, *pixels.shape), np.uint8)
+    np.bitwise_and(pixels, 0xFF, out=parts[0], casting="unsafe")
+    np.right_shift(pixels, 8, out=parts[1], casting="unsafe")
+    return parts
 
 
 class _Hashed:
@@ -332,10 +341,13 @@ def read_window(folder: str, shard: ShardFile, y: int, x: int, height: int, widt
                 group = file.read_row_group(row * -(-columns // tile) + column, columns=["pixels"])
                 top, left = row * tile, column * tile
                 shape = (channels, min(tile, rows - top), min(tile, columns - left))
-                pixels = np.frombuffer(group["pixels"][0].as_buffer(), "<u2").reshape(shape)
+                pixels = np.frombuffer(group["pixels"][0].as_buffer(), np.uint8).reshape(2, *shape)
                 y0, y1 = max(y, top), min(y + height, top + shape[1])
                 x0, x1 = max(x, left), min(x + width, left + shape[2])
-                window[:, y0 - y : y1 - y, x0 - x : x1 - x] = pixels[:, y0 - top : y1 - top, x0 - left : x1 - left]
+                there = window[:, y0 - y : y1 - y, x0 - x : x1 - x]
+                low, high = pixels[:, :, y0 - top : y1 - top, x0 - left : x1 - left]
+                np.left_shift(high, 8, out=there, dtype=np.uint16)
+                there |= low
     return window
 
 

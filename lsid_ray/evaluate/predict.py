@@ -19,7 +19,10 @@ MOST_CPU_BYTES = 32 << 20  # of one tensor; glibc takes fresh pages for each lar
 
 
 def predict(generator: Generator, planes_1Chw: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> Tensor:
-    """Enhance one frame: all bands of `predict_bands` together, (1, 3, scale * h, scale * w)."""
+    """Enhance one frame: the bands of `predict_bands` together, whose arguments and errors these are.
+
+    Returns (1, 3, scale * h, scale * w), unclamped, in the network's dtype, on the frame's device.
+    """
     image_13HW, done = None, 0
     height, width = (generator.scale * side for side in planes_1Chw.shape[-2:])
     for band, _ in predict_bands(generator, planes_1Chw, memory_bytes=memory_bytes):
