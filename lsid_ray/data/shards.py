@@ -4,11 +4,11 @@
     SHARDS/long/10003_00_10s.parquet      the reference rendering (3, H, W) uint16, sRGB
     SHARDS/index.json                     pairs, frames, raw files, rendering, and each shard's size and hash
 
-C is 4 for Bayer and 9 for X-Trans. A tile's bytes are all low ones, then all high ones, and lz4: against zstd level 1
-it is read 1.6 times as fast, for a fifth more bytes (18-megapixel frame, crops of 256 and 512). A window of a frame costs the tiles that it touches, each one range read. A long
-is stored once, however many shorts share it. A shard carries its own entry of the index and the hash of its raw
-file. The index is written last: a folder with an index is whole, one without is not read; while shards are being
-changed it goes by another name.
+C is 4 for Bayer and 9 for X-Trans. A window of a frame costs the tiles that it touches, each one range read. A tile's
+bytes are all low ones, then all high ones, and lz4: against zstd level 1 it is read 1.6 times as fast, for a fifth more
+bytes (18-megapixel frame, crops of 256 and 512). A long is stored once, however many shorts share it. A shard carries
+its own entry of the index and the hash of its raw file. The index is written last: a folder with an index is whole, one
+without is not read; while shards are being changed it goes by another name.
 """
 
 import hashlib
