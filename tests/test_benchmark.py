@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from lsid_ray import config
+from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.benchmark.pack import measure_pack, pack_table
 from lsid_ray.benchmark.predict import PredictTimes, measure_predict, predict_table
 
@@ -20,7 +21,15 @@ def test_a_table_of_prediction_says_what_its_figures_mean():
     times = [PredictTimes(12.1, 8.0, 1 << 30, 10.0, 4 << 30, 2e-7), PredictTimes(60.2, 50.0, 2 << 30, None, None, None)]
     text = predict_table(times)
     assert "In bands, 12 megapixels take 25% of the memory of one pass, at 1.25 of its speed." in text
-    assert len({len(line) for line in text.splitlines()[:3]}) == 1, "columns lie below each other"
+    lines = text.splitlines()
+    assert len(lines) == 4 and len({len(line) for line in lines[:3]}) == 1, "columns lie below each other"
+
+
+def test_the_peak_of_a_process_is_its_own():
+    here = bytearray(300 << 20)  # of the parent: must not count
+    assert here[-1] == 0
+    small, large = peak_bytes(bytearray, 1 << 20), peak_bytes(bytearray, 200 << 20)
+    assert small < 150 << 20 and 190 << 20 < large - small < 210 << 20
 
 
 def test_packing_is_measured_against_libraw_alone(cluster: None, data_root: Path, tmp_path: Path):

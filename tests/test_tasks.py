@@ -6,6 +6,8 @@ import time
 from contextlib import closing
 from pathlib import Path
 
+import pytest
+
 from lsid_ray.data.tasks import over_ray
 
 
@@ -29,6 +31,24 @@ def test_a_process_that_dies_costs_its_own_item_only(cluster: None, tmp_path: Pa
     assert len(list(tmp_path.iterdir())) == 3, "it may have been the machine's fault"
 
 
+def test_those_that_shared_a_task_with_a_process_that_dies_are_done_all_the_same(cluster: None) -> None:
+    def work(number: int) -> int:
+        if number % 50 == 30:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return number
+
+    found = dict(over_ray(work, range(100)))  # three to a task on four CPUs
+    assert found == {number: None if number in (30, 80) else number for number in range(100)}
+
+
+def test_what_the_work_raises_is_raised(cluster: None) -> None:
+    def work(number: int) -> int:
+        return 1 // number
+
+    with pytest.raises(ZeroDivisionError):
+        list(over_ray(work, range(3)))
+
+
 def test_who_stops_listening_stops_the_work(cluster: None, tmp_path: Path) -> None:
     def work(number: int, folder: str) -> int:
         Path(folder, str(number)).touch()
@@ -37,7 +57,7 @@ def test_who_stops_listening_stops_the_work(cluster: None, tmp_path: Path) -> No
         return number
 
     began = time.monotonic()
-    with closing(over_ray(work, range(1000), str(tmp_path))) as results:
+    with closing(over_ray(work, range(20), str(tmp_path))) as results:
         assert next(results) == (0, 0)
     assert time.monotonic() - began < 50
     begun = len(list(tmp_path.iterdir()))

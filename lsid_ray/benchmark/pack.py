@@ -3,7 +3,6 @@
 import math
 import multiprocessing
 import os
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
@@ -13,9 +12,11 @@ from pathlib import Path
 import numpy as np
 import ray
 
+from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.pack import Job, pack_file, pack_folder
 from lsid_ray.data.shards import TILE, read_index
+from lsid_ray.data.tasks import over_ray
 from lsid_ray.errors import InputError
 from lsid_ray.raw.develop import read_and_render
 from lsid_ray.raw.dng import write_dng
@@ -59,7 +60,8 @@ def measure_pack(root: Path, folder: Path, largest: tuple[int, int] = LARGEST) -
     jobs = [(path, path in longs) for path in sorted(shorts | longs)]
     cores = int(ray.cluster_resources()["CPU"])
     with _one_thread_a_process(), ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
-        list(pool.map(_libraw, jobs[:cores]))  # processes started, packages loaded
+        for started in (pool.map(_libraw, jobs[:cores]), over_ray(_libraw, jobs[: 2 * cores])):
+            list(started)  # processes started, packages loaded
         before = _timed_libraw(pool, jobs)
         start = time.perf_counter()
         packed = pack_folder(root, folder / "shards")
@@ -130,10 +132,8 @@ def _timed_libraw(pool: ProcessPoolExecutor, jobs: list[tuple[Path, bool]]) -> f
 
 def _peak_of_largest(like: Path, size: tuple[int, int], folder: Path) -> int:
     """Peak memory of a process of its own that packs a long of 61 megapixels with the camera's levels of `like`."""
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        process.submit(_write_largest, like, size, folder / "largest").result()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_pack_largest, folder / "largest").result()
+    peak_bytes(_write_largest, like, size, folder / "largest")
+    return peak_bytes(_pack_largest, folder / "largest")
 
 
 def _write_largest(like: Path, size: tuple[int, int], folder: Path) -> None:
@@ -146,8 +146,7 @@ def _write_largest(like: Path, size: tuple[int, int], folder: Path) -> None:
     write_dng(folder / "long" / "00001_00_10s.dng", replace(frame, mosaic=mosaic))
 
 
-def _pack_largest(folder: Path) -> int:
+def _pack_largest(folder: Path) -> None:
     name = "long/00001_00_10s.dng"
     outcome = pack_file(Job(name, str(folder / name), None, "", False), str(folder), TILE)
     assert outcome.frame is not None, outcome.reason
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -1,14 +1,12 @@
 """How fast and how large prediction is: in bands of rows, against the whole frame in one pass."""
 
-import multiprocessing
-import resource
 import time
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 
 import torch
 
 from lsid_ray import config
+from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.evaluate.predict import predict, predict_bands
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.mosaic import LAYOUTS
@@ -99,14 +97,12 @@ def _peak(c: config.Generator, size: tuple[int, int], memory_bytes: int, whole: 
         device = torch.device("cuda")
         _predicted(_network(c, device), _planes(c, size, device), memory_bytes, whole)
         return torch.cuda.max_memory_allocated()
-    with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as process:
-        return process.submit(_peak_here, c, size, memory_bytes, whole).result()
+    return peak_bytes(_predict_once, c, size, memory_bytes, whole)
 
 
-def _peak_here(c: config.Generator, size: tuple[int, int], memory_bytes: int, whole: bool) -> int:
+def _predict_once(c: config.Generator, size: tuple[int, int], memory_bytes: int, whole: bool) -> None:
     device = torch.device("cpu")
     _predicted(_network(c, device), _planes(c, size, device), memory_bytes, whole)
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def predict_table(times: list[PredictTimes]) -> str:
@@ -119,10 +115,6 @@ def predict_table(times: list[PredictTimes]) -> str:
         speed = "-" if t.speed is None else f"{t.speed:.2f}"
         difference = "-" if t.difference is None else f"{t.difference:.1e}"
         cells = (f"{t.bands_s:.1f}", f"{t.bands_bytes / 2**30:.2f}", whole, whole_gib, speed, difference)
-        lines.append(f"{t.megapixels:6.1f} MP " + " ".join(f"{cell:>10}" for cell in cells))
-    for t in times:
-        if t.speed is not None and t.whole_bytes is not None:
-            cells = (f"{t.bands_s:.1f}", f"{t.bands_bytes / 2**30:.2f}", whole, whole_gib, speed, difference)
         lines.append(f"{t.megapixels:6.1f} MP " + " ".join(f"{cell:>10}" for cell in cells))
     for t in times:
         if t.speed is not None and t.whole_bytes is not None:
