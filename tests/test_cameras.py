@@ -13,9 +13,11 @@ import torch.nn.functional as F
 from test_dng import make_frame
 
 from lsid_ray import config
+from lsid_ray.data.pack import pack_folder
 from lsid_ray.data.photograph import area_mean
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate.deliver import photograph
+from lsid_ray.evaluate.score import evaluate
 from lsid_ray.model.generator import Generator
 from lsid_ray.model.inputs import network_input
 from lsid_ray.raw import dng
@@ -24,6 +26,7 @@ from lsid_ray.raw.develop import plain_rendering, reference_rendering
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import BAYER_PHASES, XTRANS, pack, pack_black
+from lsid_ray.train.launch import train
 
 CPU = torch.device("cpu")
 RATIO = 10.0
@@ -206,3 +209,22 @@ def test_a_white_level_below_black_is_named(tmp_path: Path):
     write_dng(tmp_path / "a.dng", make_frame(white=500.0))
     with pytest.raises(InputError, match=r"a\.dng: black level 512 and white level 500; expected black below white"):
         read_raw(tmp_path / "a.dng")
+
+
+def test_xtrans_goes_from_raw_files_to_a_report(cluster: None, tmp_path: Path, experiment: Callable):
+    like = sensor(XTRANS_PHASES[1], exposure_s=1.0)
+    for split in range(3):
+        rgb = scene(split, 517, 523)
+        for kind, ratio in (("short", RATIO), ("long", 1.0)):
+            (tmp_path / "data" / kind).mkdir(parents=True, exist_ok=True)
+            frame = replace(expose(rgb, like, ratio), exposure_s=1 / ratio)
+            write_dng(tmp_path / "data" / kind / f"{split}0001_00_{1 / ratio:g}s.dng", frame)
+    packed = pack_folder(tmp_path / "data", tmp_path / "shards", tile=64)
+    assert packed.pairs == 3 and not packed.failures
+    tiny = experiment(generator={"cfa": "xtrans"}, training={"epochs": 1})
+    with pytest.raises(InputError, match=r"--generator\.cfa is bayer: the frames in .* are xtrans"):
+        train(replace(tiny, generator=replace(tiny.generator, cfa="bayer")), str(tmp_path / "shards"))
+    run = train(tiny, str(tmp_path / "shards"))
+    done = evaluate(run.best, tmp_path / "shards", "test", tmp_path / "report", pictures=1)
+    assert done.summary["groups"][0]["images"] == 1
+    assert (tmp_path / "report" / "report.html").exists()
