@@ -3,8 +3,8 @@
     python jobs/benchmark.py predict
     python jobs/benchmark.py pack SID/Sony
 
-`predict`: full frames in bands against the whole frame in one pass, speed and memory (two minutes on 2 cores).
-`pack`: a data set's packing against LibRaw alone in a plain process pool (as long as packing it twice).
+`predict`: full frames in bands against the whole frame in one pass, speed and memory (five minutes on 2 cores).
+`pack`: a data set's packing against LibRaw alone in a plain process pool (as long as packing it a few times).
 """
 
 import tempfile
@@ -18,6 +18,7 @@ from lsid_ray import cluster, config
 from lsid_ray.benchmark.pack import measure_pack, pack_table
 from lsid_ray.benchmark.predict import measure_predict, predict_table
 from lsid_ray.commandline import parse, run_job
+from lsid_ray.errors import InputError
 from lsid_ray.evaluate.predict import MEMORY_BYTES
 
 
@@ -47,7 +48,9 @@ def main() -> None:
     """Read the command line, measure and print."""
     options = parse(Predict | Pack, __doc__)
     if isinstance(options, Predict):
-        sizes = {"12 MP": (2848, 4256, True), "61 MP": (6336, 9504, False)}
+        if options.rounds < 1:
+            raise InputError(f"--rounds is {options.rounds}: expected 1 or more")
+        sizes = ((2848, 4256, True), (6336, 9504, False))  # 12 and 61 megapixels
         times = [
             measure_predict(
                 options.generator,
@@ -58,7 +61,7 @@ def main() -> None:
                 with_whole=with_whole,
                 use_gpu=options.use_gpu,
             )
-            for height, width, with_whole in sizes.values()
+            for height, width, with_whole in sizes
         ]
         print(predict_table(times))
     else:

@@ -7,6 +7,7 @@ import torch
 
 from lsid_ray import config
 from lsid_ray.benchmark.memory import peak_bytes
+from lsid_ray.errors import InputError
 from lsid_ray.evaluate.predict import predict, predict_bands
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.mosaic import LAYOUTS
@@ -38,8 +39,10 @@ def measure_predict(
     """Predict a random frame of `height` x `width` sensels with a new network of configuration `c`.
 
     Bands and whole frame take turns, `rounds` times, in one process; their peaks of memory are taken in processes
-    of their own (on a GPU: of its memory, in this process).
+    of their own (on a GPU: of its memory, in this process). Raises InputError when there is no GPU to use.
     """
+    if use_gpu and not torch.cuda.is_available():
+        raise InputError("--use-gpu: there is no GPU")
     block = LAYOUTS[c.cfa].block
     size = (height // block, width // block)
     device = torch.device("cuda" if use_gpu else "cpu")
