@@ -4,9 +4,11 @@ import math
 import multiprocessing
 import os
 import time
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -36,10 +38,17 @@ class PackTimes:
     cores: int
     libraw_s: float
     """LibRaw alone, a process a core; the better of a run before and one after packing."""
+    plain_s: float
+    """The same files packed in the same processes, without Ray."""
     pack_s: float
     """Packing over Ray, from the first look at the folder to the index."""
     largest_bytes: int
     """Peak memory of a process that packs one long of 61 megapixels."""
+
+    @property
+    def plain_speed(self) -> float:
+        """Of packing in plain processes, with LibRaw alone as 1."""
+        return self.libraw_s / self.plain_s
 
     @property
     def speed(self) -> float:
@@ -62,11 +71,14 @@ def measure_pack(root: Path, folder: Path, largest: tuple[int, int] = LARGEST) -
     with _one_thread_a_process(), ProcessPoolExecutor(cores, multiprocessing.get_context("spawn")) as pool:
         for started in (pool.map(_libraw, jobs[:cores]), over_ray(_libraw, jobs[: 2 * cores])):
             list(started)  # processes started, packages loaded
-        before = _timed_libraw(pool, jobs)
+        before = _timed(pool, _libraw, jobs)
         start = time.perf_counter()
         packed = pack_folder(root, folder / "shards")
         pack_s = time.perf_counter() - start
-        after = _timed_libraw(pool, jobs)
+        for kind in ("short", "long"):
+            (folder / "plain" / kind).mkdir(parents=True)
+        plain_s = _timed(pool, partial(_pack, folder / "plain"), jobs)
+        after = _timed(pool, _libraw, jobs)
     if packed.failures:
         name, reason = packed.failures[0]
         raise InputError(
@@ -80,6 +92,7 @@ def measure_pack(root: Path, folder: Path, largest: tuple[int, int] = LARGEST) -
         shard_bytes=sum(frame.shard.bytes for frame in frames),
         cores=cores,
         libraw_s=min(before, after),
+        plain_s=plain_s,
         pack_s=pack_s,
         largest_bytes=_peak_of_largest(min(longs), largest, folder),
     )
@@ -90,13 +103,15 @@ def pack_table(times: PackTimes) -> str:
     files = times.shorts + times.longs
     rows = (
         ("LibRaw alone", times.libraw_s, times.raw_bytes),
+        ("packing, no Ray", times.plain_s, times.shard_bytes),
         ("packing over Ray", times.pack_s, times.shard_bytes),
     )
     lines = [f"{times.shorts} shorts, {times.longs} longs, {times.cores} cores", ""]
     lines.append(f"{'':>16} {'seconds':>8} {'files/s':>8} {'GB':>7}")
     lines += [f"{name:>16} {seconds:8.1f} {files / seconds:8.2f} {size / 1e9:7.3f}" for name, seconds, size in rows]
     lines.append(
-        f"\nPacking runs at {times.speed:.2f} of the speed of LibRaw alone; the shards take "
+        f"\nPacking runs at {times.speed:.2f} of the speed of LibRaw alone, at {times.plain_speed:.2f} "
+        "in plain processes without Ray; the shards take "
         f"{times.shard_bytes / times.raw_bytes:.2f} of the raw files' size.\nA long of 61 megapixels takes "
         f"{times.largest_bytes / 2**30:.2f} GiB in the process that packs it."
     )
@@ -124,9 +139,18 @@ def _libraw(job: tuple[Path, bool]) -> None:
             raw.raw_image_visible.copy()
 
 
-def _timed_libraw(pool: ProcessPoolExecutor, jobs: list[tuple[Path, bool]]) -> float:
+def _pack(folder: Path, job: tuple[Path, bool]) -> None:
+    """What a task of Ray does."""
+    path, long = job
+    name = f"{'long' if long else 'short'}/{path.name}"
+    pack_file(Job(name, str(path), None, "", False), str(folder), TILE)
+
+
+def _timed(
+    pool: ProcessPoolExecutor, work: Callable[[tuple[Path, bool]], None], jobs: list[tuple[Path, bool]]
+) -> float:
     start = time.perf_counter()
-    list(pool.map(_libraw, jobs))
+    list(pool.map(work, jobs))
     return time.perf_counter() - start
 
 
