@@ -22,6 +22,7 @@ from lsid_ray.sweep.space import ADV_WEIGHT, Dimension
 
 MARKERS = {"finished": "o", "stopped": "x", "failed": "", "running": "+"}
 PAIRS_SHOWN = 4
+UNSEARCHED = -0.15  # height on the axis of parallel coordinates
 ZERO_PLACE = 0.4  # where a weight of 0 stands on a logarithmic axis: this share of the least weight
 
 
@@ -136,27 +137,25 @@ def _parallel(trials: list[Trial], space: tuple[Dimension, ...]) -> Figure:
         else:
             for value, y in zip(dimension.values, (0, 1), strict=True):
                 axes.annotate(short(value), (x, y), xytext=(4, 2), textcoords="offset points", fontsize=8)
-        if dimension.field == ADV_WEIGHT:
-            axes.annotate("0", (x, _place(dimension, 0.0)), xytext=(4, 2), textcoords="offset points", fontsize=8)
+        if UNSEARCHED in (place[x] for place in places):
+            below = "0" if dimension.field == ADV_WEIGHT else "-"
+            axes.annotate(below, (x, UNSEARCHED), xytext=(4, 2), textcoords="offset points", fontsize=8)
     names = [dimension.field.split(".")[1].replace("_", "-") for dimension in space]
     axes.set_xticks(range(len(space) + 1), [*names, f"PSNR\n{low:.2f} to {high:.2f} dB"])
     axes.set_yticks([])
     axes.spines[:].set_visible(False)
-    figure.suptitle(
-        "Solid: trained to the end. Dotted: stopped or unfinished. Gaps: not searched without adversary", fontsize=10
-    )
+    figure.suptitle("Solid: trained to the end. Dotted: stopped or unfinished.", fontsize=10)
     return figure
 
 
 def _place(dimension: Dimension, value: Any) -> float:
-    """Height of a value on its axis: 0 to 1, below for a weight of 0, NaN for one that was not searched."""
-    if value is None:
-        return math.nan
+    """Height of a value on its axis: 0 to 1; below for a weight of 0 and for what only an adversarial loss needs."""
     if dimension.kind == "choice":
-        return dimension.values.index(value) / max(len(dimension.values) - 1, 1) if value in dimension.values else -0.15
+        known = value in dimension.values
+        return dimension.values.index(value) / max(len(dimension.values) - 1, 1) if known else UNSEARCHED
     low, high = dimension.values
-    if value < low:
-        return -0.15
+    if value is None or value < low:
+        return UNSEARCHED
     if dimension.kind == "loguniform":
         low, high, value = math.log(low), math.log(high), math.log(value)
     return (value - low) / (high - low)
@@ -173,8 +172,9 @@ def _pairs(conclusion: Conclusion) -> Figure | None:
         (twin, "output", _title(twin)),
         (winner, "target", "long exposure"),
     ]
-    stems = sorted(path.name.removesuffix("_output.png") for path in winner.report.parent.glob("pictures/*_output.png"))
-    stems = stems[:PAIRS_SHOWN]
+    files = sorted(path.name for path in winner.report.parent.glob("pictures/*_output.png"))
+    scenes = {file.split("_")[1]: file for file in reversed(files)}  # the first of each
+    stems = [scenes[scene].removesuffix("_output.png") for scene in sorted(scenes)][:PAIRS_SHOWN]
     if not stems:
         return None
     pictures = [
@@ -297,7 +297,8 @@ winner.json</a> is the winner's experiment.</p>
 <div class="wide">$pairs</div>
 <h2>PSNR and SSIM against the adversarial weight</h2>
 <p>An adversarial loss trades distortion for realism, so PSNR is expected to fall as the weight grows (arXiv
-1711.06077); neither PSNR nor SSIM measures what is gained: look at the pictures. Trials differ in their learning rates too.</p>
+1711.06077); neither PSNR nor SSIM measures what is gained: look at the pictures. Trials differ in their learning rates
+too.</p>
 <div class="wide"><img src="pictures/weight.png" alt="PSNR and SSIM against the adversarial weight"></div>
 <h2>Learning curves</h2>
 <div class="wide"><img src="pictures/curves.png" alt="validation PSNR by epoch"></div>
