@@ -88,6 +88,29 @@ def test_a_mistake_is_one_line_with_exit_code_2(job: Job, data_root: Path, tmp_p
     assert not (tmp_path / "runs").exists() and not (tmp_path / "never").exists(), "nothing was begun"
 
 
+def test_a_sweeps_mistakes_are_one_line_and_its_dry_run_says_what_it_searches(job: Job, tmp_path: Path) -> None:
+    done = job("tune.py demo --dry-run --search.loss.adv-weight uniform:0:0.05 --search.training.crop=choice:32,48")
+    assert done.returncode == 0 and '"loss.adv_weight": "uniform:0:0.05"' in done.stdout, done.stderr
+    assert '"training.crop": "choice:32,48"' in done.stdout and '"name": "demo-sweep"' in done.stdout
+    fails(job("tune.py demo --search.loss.adv-weight loguniform:1:0.1"), 2, "--search.loss.adv-weight", "LOW below")
+    fails(job("tune.py demo --search.loss.nothing choice:1"), 2, "--search.loss.nothing", "no such field")
+    fails(job("tune.py demo --searcher hyperopt"), 2, "hyperopt", "random", "optuna")
+    fails(job("tune.py demo --objectives psnr-ssim"), 2, "--objectives", "psnr-ssim", "--searcher random")
+    fails(job("tune.py demo --trials -1"), 2, "--trials", "-1", "0 or more")
+    assert not list(tmp_path.iterdir()), "nothing was begun"
+
+
+def test_an_experiments_file_stands_for_a_preset(job: Job, tmp_path: Path) -> None:
+    resolved = job("train.py demo --loss.adv-weight 0.03 --dry-run").stdout
+    (tmp_path / "winner.json").write_text(resolved)
+    assert job("train.py --experiment winner.json --dry-run").stdout == resolved
+    changed = job("train.py --experiment winner.json --training.epochs 7 --dry-run").stdout
+    assert json.loads(changed)["training"]["epochs"] == 7 and json.loads(changed)["loss"]["adv_weight"] == 0.03
+    fails(job("train.py --experiment nowhere.json"), 2, "--experiment nowhere.json", "No such file")
+    (tmp_path / "broken.json").write_text(resolved.replace("adv_weight", "weight"))
+    fails(job("train.py --experiment broken.json"), 2, "broken.json", "weight")
+
+
 def test_photographs_too_small_or_too_few_are_refused(job: Job, tmp_path: Path) -> None:
     photos = tmp_path / "photos"
     photos.mkdir()

@@ -77,6 +77,29 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
         train(e, str(other))
 
 
+def test_a_run_that_ends_early_goes_on_as_if_it_had_not(shards: Path, experiment: MakeExperiment) -> None:
+    e = experiment("halves", training={"epochs": 4})
+    first = train(e, str(shards), epochs=2)
+    assert last_step(first.folder) == 6 and [event["kind"] for event in events(first.folder)].count("validation") == 2
+    train(e, str(shards), epochs=2)
+    assert [event["step"] for event in events(first.folder) if event["kind"] == "start"] == [0, 6], "nothing was done"
+    train(e, str(shards))
+    whole = train(replace(e, name="whole"), str(shards))
+    assert losses(first.folder) == pytest.approx(losses(whole.folder), abs=1e-4)
+
+
+def test_a_file_named_stop_ends_a_run_with_a_checkpoint(shards: Path, experiment: MakeExperiment) -> None:
+    e = experiment("stopped", training={"epochs": 4000, "validate_every": 10})
+    folder = Path(e.storage, e.name)
+
+    def stop(event: Event) -> None:
+        if event["kind"] == "validation":
+            (folder / "stop").touch()
+
+    run = train(e, str(shards), on_event=stop)
+    assert 0 < last_step(folder) < 6000 and run.facts["psnr_db"] > 0
+
+
 def test_the_result_does_not_depend_on_the_number_of_workers(shards: Path, experiment: MakeExperiment) -> None:
     # The hinge loss is a mean over samples, as L1 is; the relativistic one compares with its worker's batch.
     loss = {"adversarial": "hinge"}
