@@ -17,6 +17,7 @@ from lsid_ray.data.synthesize import Synthesis, synthesize
 from lsid_ray.errors import PartFailure
 from lsid_ray.evaluate.report import table
 from lsid_ray.evaluate.score import evaluate
+from lsid_ray.presets import EMBEDDED_ROOT
 from lsid_ray.progress import counting, training
 from lsid_ray.train.launch import train
 
@@ -30,7 +31,7 @@ def main() -> None:
     if command.dry_run:
         return
     data = experiment.data
-    if data.root == config.EMBEDDED_ROOT and not Path(data.root).exists():
+    if data.root == EMBEDDED_ROOT and not Path(data.root).exists():
         made = synthesize(Synthesis(Path(data.root)))
         print(f"made {len(made.scenes)} scenes from scikit-image's photographs in {data.root}")
     if data.root:

@@ -58,13 +58,15 @@ def starting_actors() -> Iterator[None]:
                     os.write(2, line)
 
 
-def check_workers(wanted: Cluster) -> None:
+def check_workers(wanted: Cluster) -> int:
     """Refuse a worker group that the cluster cannot hold beside what reads the data for it.
 
+    Returns how many such runs it holds side by side.
     Raises: InputError naming the options, what they need and what the cluster has.
     """
-    has = ray.cluster_resources()
-    cpus, gpus = has.get("CPU", 0), has.get("GPU", 0)
+    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    free = [[node.get("CPU", 0), node.get("GPU", 0)] for node in nodes]
+    cpus, gpus = (sum(column) for column in zip(*free, strict=True))
     reading = SOURCE_CPUS + wanted.readers * READER_CPUS
     needs = wanted.num_workers * wanted.cpus_per_worker + reading
     if needs > cpus:
@@ -73,8 +75,31 @@ def check_workers(wanted: Cluster) -> None:
             f"needs {needs:g} CPUs ({reading:g} of them to read data, with --cluster.readers {wanted.readers}), "
             f"the cluster has {cpus:g}"
         )
-    if wanted.use_gpu and wanted.num_workers > gpus:
+    gpu = wanted.gpus_per_worker if wanted.use_gpu else 0
+    if wanted.num_workers * gpu > gpus:
         raise InputError(
-            f"--cluster.use-gpu with --cluster.num-workers {wanted.num_workers} needs {wanted.num_workers} GPUs, "
-            f"the cluster has {gpus:g}"
+            f"--cluster.use-gpu with --cluster.num-workers {wanted.num_workers} needs {wanted.num_workers * gpu:g} "
+            f"GPUs, the cluster has {gpus:g}"
         )
+    workers = [(wanted.cpus_per_worker, gpu)] * wanted.num_workers
+    run = [*workers, (SOURCE_CPUS, 0), *[(READER_CPUS, 0)] * wanted.readers]
+    runs = 0
+    while all(_take(free, *part) for part in run):
+        runs += 1
+    if not runs:
+        sizes = [format(node.get("CPU", 0), "g") for node in nodes]
+        raise InputError(
+            f"--cluster.cpus-per-worker {wanted.cpus_per_worker:g}: {wanted.num_workers} such workers and what reads "
+            f"for them do not fit on the nodes, which have {', '.join(sizes)} CPUs"
+        )
+    return runs
+
+
+def _take(free: list[list[float]], cpus: float, gpus: float) -> bool:
+    """Take CPUs and GPUs of one node, if one has them."""
+    for node in free:
+        if node[0] + 1e-9 >= cpus and node[1] + 1e-9 >= gpus:
+            node[0] -= cpus
+            node[1] -= gpus
+            return True
+    return False

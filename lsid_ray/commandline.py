@@ -11,8 +11,9 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from lsid_ray.config import PRESETS, Experiment
+from lsid_ray.config import Experiment
 from lsid_ray.errors import InputError, PartFailure
+from lsid_ray.presets import PRESETS
 
 Options = TypeVar("Options")
 

@@ -1,4 +1,4 @@
-"""The experiment: every choice of a run, frozen, with its presets.
+"""The experiment: every choice of a run, frozen.
 
 A resolved experiment is printed before a run, written beside its results and inside its checkpoints, and
 `from_json` reads it back. `--help` of a job is made of the docstrings below.
@@ -12,8 +12,6 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from lsid_ray.errors import InputError
-
-EMBEDDED_ROOT = "data/demo"
 
 
 @dataclass(frozen=True)
@@ -130,7 +128,9 @@ class Cluster:
     num_workers: int = 1
     """Training processes (DDP); batch_size must be a multiple of it."""
     use_gpu: bool = False
-    """One GPU a worker and nccl, instead of CPUs and gloo."""
+    """GPUs and nccl, instead of CPUs and gloo."""
+    gpus_per_worker: float = 1.0
+    """Below 1 several runs of one worker each share a GPU: for small networks in a sweep."""
     cpus_per_worker: float = 1.0
     """CPUs of each worker, and so its threads (at least 1). One CPU and the readers' must be left."""
     readers: int = 1
@@ -154,67 +154,6 @@ class Experiment:
     optimizer: Optimizer = field(default_factory=Optimizer)
     training: Training = field(default_factory=Training)
     cluster: Cluster = field(default_factory=Cluster)
-
-
-PRESETS: dict[str, tuple[str, Experiment]] = {
-    "demo": (
-        "The embedded data set on this machine, no GPU: a few minutes on 2 cores.",
-        Experiment(
-            name="demo",
-            data=Data(root=EMBEDDED_ROOT),
-            generator=Generator(width=16, depth=3),
-            discriminator=Discriminator(width=16, layers=2),
-            loss=Loss(adv_weight=0.002, warmup_steps=800, ramp_steps=200),
-            optimizer=Optimizer(generator_lr=2e-3, discriminator_lr=2e-4, ema_decay=0.99),
-            training=Training(epochs=20, batch_size=8, crop=48, crops_per_pair=40, validate_every=4),
-            cluster=Cluster(num_workers=2, cpus_per_worker=0.25),
-        ),
-    ),
-    "sid-sony": (
-        "SID's Sony set: norm-free attention U-Net GAN at full resolution.",
-        Experiment(
-            name="sid-sony",
-            loss=Loss(adv_weight=0.01, warmup_steps=10_000, ramp_steps=5_000),
-            training=Training(epochs=500, batch_size=16, crop=256, crops_per_pair=2),
-            cluster=Cluster(use_gpu=True, cpus_per_worker=4, readers=8),
-        ),
-    ),
-    "sid-fuji": (
-        "SID's Fuji set: X-Trans in nine planes at a third, 27 channels to full resolution.",
-        Experiment(
-            name="sid-fuji",
-            generator=Generator(cfa="xtrans"),
-            loss=Loss(adv_weight=0.01, warmup_steps=10_000, ramp_steps=5_000),
-            training=Training(epochs=500, batch_size=16, crop=192, crops_per_pair=2),
-            cluster=Cluster(use_gpu=True, cpus_per_worker=4, readers=8),
-        ),
-    ),
-    "seed": (
-        "The starting point's exact recipe: half resolution, BatchNorm, cross entropy, L1 at 100:1.",
-        Experiment(
-            name="seed",
-            generator=Generator(
-                width=64, norm="batch", negative_slope=0, output="half", white_balance=False, color_matrix=False
-            ),
-            discriminator=Discriminator(norm="batch"),
-            loss=Loss(l1_weight=100, adv_weight=1, adversarial="bce"),
-            optimizer=Optimizer(betas=(0.5, 0.999), schedule="constant", ema_decay=0),
-            training=Training(flip_probability=0.2, transpose_probability=0),
-            cluster=Cluster(use_gpu=True, cpus_per_worker=4, readers=8),
-        ),
-    ),
-    "chen": (
-        "SID's own recipe (Chen et al. 2018): U-Net, L1, batch 1, 4000 epochs.",
-        Experiment(
-            name="chen",
-            generator=Generator(gates=False, upsample="transpose", white_balance=False, color_matrix=False),
-            loss=Loss(adv_weight=0),
-            optimizer=Optimizer(generator_lr=1e-4, betas=(0.9, 0.999), schedule="drop", ema_decay=0),
-            training=Training(epochs=4000, batch_size=1, epoch_draw="scenes", validate_every=100),
-            cluster=Cluster(use_gpu=True, cpus_per_worker=4, readers=8),
-        ),
-    ),
-}
 
 
 def check(experiment: Experiment) -> None:
@@ -269,6 +208,11 @@ def check(experiment: Experiment) -> None:
             f"--training.crop is {e.training.crop}: expected a multiple of {stride} "
             f"(--generator.depth {e.generator.depth})"
         )
+    gpus = e.cluster.gpus_per_worker
+    if gpus != 1 and not (0 < gpus < 1 and e.cluster.num_workers == 1):
+        raise InputError(
+            f"--cluster.gpus-per-worker is {gpus:g}: expected 1, or less for a single worker (nccl wants whole GPUs)"
+        )
     if e.training.batch_size % e.cluster.num_workers:
         raise InputError(
             f"--training.batch-size is {e.training.batch_size}: "
@@ -299,13 +243,16 @@ def from_json(text: str, source: str) -> Experiment:
     Raises: InputError for an unknown or missing field, or a value of another type.
     """
     try:
-        return _build(Experiment, json.loads(text), "experiment")
+        return build(Experiment, json.loads(text), "experiment")
     except (ValueError, TypeError) as error:
         raise InputError(f"{source} is not an experiment of this version: {error}") from None
 
 
-def _build(kind: type, value: Any, where: str) -> Any:
-    """`value` (parsed JSON) as a dataclass, tuple, literal or number of type `kind`."""
+def build(kind: type, value: Any, where: str) -> Any:
+    """`value` (parsed JSON) as a dataclass, tuple, literal or number of type `kind`.
+
+    Raises: TypeError that names `where`, the value and what was expected.
+    """
     if dataclasses.is_dataclass(kind):
         if not isinstance(value, dict):
             raise TypeError(f"{where} is {value!r}, expected an object")
@@ -314,7 +261,7 @@ def _build(kind: type, value: Any, where: str) -> Any:
             raise TypeError(f"{where} has the unknown field {unknown[0]!r}")
         if missing := sorted(set(hints) - set(value)):
             raise TypeError(f"{where} lacks the field {missing[0]!r}")
-        return kind(**{name: _build(hints[name], value[name], f"{where}.{name}") for name in hints})
+        return kind(**{name: build(hints[name], value[name], f"{where}.{name}") for name in hints})
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is Literal:
         if value not in arguments:
@@ -323,7 +270,7 @@ def _build(kind: type, value: Any, where: str) -> Any:
     if origin is tuple:
         if not isinstance(value, list) or len(value) != len(arguments):
             raise TypeError(f"{where} is {value!r}, expected {len(arguments)} values")
-        return tuple(_build(item, v, where) for item, v in zip(arguments, value, strict=True))
+        return tuple(build(item, v, where) for item, v in zip(arguments, value, strict=True))
     if kind is float and type(value) is int:
         value = float(value)
     if type(value) is not kind:

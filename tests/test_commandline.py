@@ -7,7 +7,7 @@ import pytest
 import tyro
 
 from lsid_ray.commandline import parse_call, parse_experiment, run_job
-from lsid_ray.config import PRESETS
+from lsid_ray.presets import PRESETS
 from lsid_ray.errors import InputError, PartFailure
 
 

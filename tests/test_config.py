@@ -10,7 +10,7 @@ import pytest
 import tyro
 
 from lsid_ray import config
-from lsid_ray.config import PRESETS, Experiment, check, from_json, identity, to_json
+from lsid_ray.config import Experiment, check, from_json, identity, to_json
 from lsid_ray.errors import InputError
 
 

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from lsid_ray import config
 from lsid_ray.model.discriminator import Discriminator
+from lsid_ray.presets import PRESETS
 
 
 def first_input(network: Discriminator, planes: Tensor, image: Tensor) -> Tensor:
@@ -18,13 +19,13 @@ def first_input(network: Discriminator, planes: Tensor, image: Tensor) -> Tensor
 
 def test_the_seeds_discriminator_has_its_parameters():
     with torch.device("meta"):
-        network = Discriminator(config.PRESETS["seed"][1].discriminator, planes=4, scale=1)
+        network = Discriminator(PRESETS["seed"][1].discriminator, planes=4, scale=1)
     assert sum(p.numel() for p in network.parameters()) == 2_770_625
 
 
 def test_the_seeds_discriminator_has_its_layers():
     with torch.device("meta"):
-        network = Discriminator(config.PRESETS["seed"][1].discriminator, planes=4, scale=1)
+        network = Discriminator(PRESETS["seed"][1].discriminator, planes=4, scale=1)
     convolutions = [layer for layer in network.layers if isinstance(layer, nn.Conv2d)]
     assert [(c.out_channels, c.stride[0]) for c in convolutions] == [(64, 2), (128, 2), (256, 2), (512, 1), (1, 1)]
     assert all(c.kernel_size == (4, 4) and c.padding == (1, 1) for c in convolutions)

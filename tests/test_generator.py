@@ -4,6 +4,7 @@ from torch import Tensor, nn
 
 from lsid_ray import config
 from lsid_ray.model.generator import AttentionGate, Generator
+from lsid_ray.presets import PRESETS
 
 SMALL = {
     "full": config.Generator(width=4, depth=2),
@@ -39,7 +40,7 @@ def noise(batch: int, height: int, width: int) -> Tensor:
 @pytest.mark.parametrize("name, parameters", [("seed", 34_879_279), ("chen", 7_760_268)])
 def test_the_published_networks_have_their_parameters(name: str, parameters: int):
     with torch.device("meta"):
-        network = Generator(config.PRESETS[name][1].generator)
+        network = Generator(PRESETS[name][1].generator)
     assert sum(p.numel() for p in network.parameters()) == parameters
 
 

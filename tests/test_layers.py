@@ -12,10 +12,12 @@ HOUSE = Path(__file__).parents[1]
 LAYERS = (  # imports go leftward only; rooms of one layer do not know each other
     ("errors",),
     ("config", "raw"),
+    ("presets",),
     ("cluster", "commandline", "progress", "model"),
     ("data",),
     ("evaluate",),
     ("train",),
+    ("sweep",),
     ("benchmark",),
     ("jobs",),
 )

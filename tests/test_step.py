@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from lsid_ray import config
 from lsid_ray.config import Experiment
 from lsid_ray.model.inputs import Batch, training_pair
+from lsid_ray.presets import PRESETS
 from lsid_ray.train.step import GanStep
 
 CPU = torch.device("cpu")
@@ -22,9 +23,9 @@ BASE = Experiment(
     optimizer=config.Optimizer(generator_lr=1e-3, discriminator_lr=1e-3, schedule="constant"),
 )
 SEED = replace(
-    config.PRESETS["seed"][1],
-    generator=replace(config.PRESETS["seed"][1].generator, width=4, depth=2),
-    discriminator=replace(config.PRESETS["seed"][1].discriminator, width=4, layers=2),
+    PRESETS["seed"][1],
+    generator=replace(PRESETS["seed"][1].generator, width=4, depth=2),
+    discriminator=replace(PRESETS["seed"][1].discriminator, width=4, layers=2),
 )
 
 

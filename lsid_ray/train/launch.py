@@ -8,10 +8,12 @@ STORAGE/NAME/checkpoint_*/      Ray Train's: the best and the last
 STORAGE/NAME/best/              a copy of the best, as other jobs take it
 """
 
+import asyncio
 import json
 import os
 import shutil
 import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -49,13 +51,47 @@ class Run:
     """Its step, epoch and scores."""
 
 
+class Stop:
+    """Ends a run early, from any thread: its workers leave after the step at hand."""
+
+    def __init__(self) -> None:
+        self._flag = _Flag.remote()
+
+    def say(self) -> None:
+        """Ask the workers to leave."""
+        ray.get(self._flag.raise_.remote())
+
+    def said(self) -> ray.ObjectRef:
+        """What is ready once it was said."""
+        return self._flag.wait.remote()
+
+
+@ray.remote(num_cpus=0)
+class _Flag:
+    def __init__(self) -> None:
+        self.raised = asyncio.Event()
+
+    async def raise_(self) -> None:
+        self.raised.set()
+
+    async def wait(self) -> None:
+        await self.raised.wait()
+
+
 def train(
-    experiment: config.Experiment, shards_folder: str, on_event: Callable[[Event], None] = lambda event: None
+    experiment: config.Experiment,
+    shards_folder: str,
+    on_event: Callable[[Event], None] = lambda event: None,
+    stop: Stop | None = None,
+    epochs: int | None = None,
 ) -> Run:
     """Run an experiment to its end on the connected cluster; the same name again goes on from its last checkpoint.
 
-    on_event: called in a thread with each event as it arrives (see `worker`).
-    Raises: InputError for what cannot run; PartFailure when a loss was not finite or workers kept failing.
+    on_event: called in a thread with each event as it arrives (see `worker`). stop: what may end it early; its best
+    checkpoint is then of the validations that there were. epochs: end there, of the experiment's `training.epochs`;
+    called again with more, or with none, it goes on as if it had not.
+    Raises: InputError for what cannot run; PartFailure when a loss was not finite, workers kept failing, or it was
+    stopped before its first checkpoint.
     """
     config.check(experiment)
     shards_folder = str(Path(shards_folder).resolve())
@@ -73,10 +109,16 @@ def train(
     _claim(folder, experiment, digest)
     events = Queue(actor_options={"num_cpus": 0})
     log = _Log(folder, on_event)
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": 1} if cluster.use_gpu else {})
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.use_gpu else {})
     trainer = TorchTrainer(
         train_worker,
-        train_loop_config={"experiment": config.to_json(experiment), "shards": shards_folder, "events": events},
+        train_loop_config={
+            "experiment": config.to_json(experiment),
+            "shards": shards_folder,
+            "events": events,
+            "stop": stop,
+            "epochs": min(epochs or experiment.training.epochs, experiment.training.epochs),
+        },
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
         ),
@@ -99,6 +141,8 @@ def train(
             raise PartFailure(f"training {folder} failed after {cluster.max_failures} restarts: {reason}") from error
     if log.diverged is not None:
         raise PartFailure(_divergence(log.diverged))
+    if result.checkpoint is None:
+        raise PartFailure(f"{folder} was stopped before its first checkpoint")
     return Run(folder, *_keep_best(folder, result))
 
 
@@ -193,7 +237,7 @@ class _Log:
                     return
 
     def _write(self, event: Event) -> None:
-        path = self.folder / "metrics.jsonl"
+        path, event = self.folder / "metrics.jsonl", {**event, "time": time.time()}
         if event["kind"] == "start":
             if path.exists():
                 lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
@@ -205,7 +249,7 @@ class _Log:
         with path.open("a") as file:
             file.write(json.dumps(event) + "\n")
         for name, value in event.items():
-            if isinstance(value, float):
+            if isinstance(value, float) and name != "time":
                 self.board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
         self.board.flush()
         if event["kind"] == "diverged":

@@ -28,7 +28,8 @@ def train_worker(options: dict[str, Any]) -> None:
     """Train from the last checkpoint, or from the start, to the end.
 
     options: "experiment" (JSON), "shards" (folder), "events" (a ray.util.queue.Queue that takes dictionaries from
-    rank 0: "start", "train", "validation" and "diverged", as `launch` reads them).
+    rank 0: "start", "train", "validation" and "diverged", as `launch` reads them), "stop" (a `launch.Stop`, or None),
+    "epochs" (after which to end, however long the experiment is).
     """
     # --- Initialise
     experiment = from_json(options["experiment"], "the experiment")
@@ -56,31 +57,37 @@ def train_worker(options: dict[str, Any]) -> None:
             step.load_state_dict(checkpoint.load_training(folder))
     if rank == 0:
         events.put({"kind": "start", "step": step.step, "total_steps": schedule.total_steps})
-    if step.step >= schedule.total_steps:
+    last_step = options["epochs"] * schedule.steps_per_epoch
+    if step.step >= last_step:
         return
 
     # --- Train
     batches = iter(stream.iter_batches(batch_size=training.batch_size // world, prefetch_batches=2))
     pending: deque[tuple[int, list[str], torch.Tensor, list[str]]] = deque()
     window = _Window()
-    while step.step < schedule.total_steps:
+    stop = options["stop"].said() if rank == 0 and options["stop"] else None
+    while step.step < last_step:
         waited = time.perf_counter()
         columns = next(batches)
         window.waiting += time.perf_counter() - waited
         check_order(columns["number"], step.step, training.batch_size, world)
         batch = Batch.of(columns, device)
         losses = step(batch)
-        total = torch.stack(list(losses.values())) / world
+        stopping = stop is not None and bool(ray.wait([stop], timeout=0)[0])
+        total = torch.stack([*losses.values(), torch.full((), float(stopping), device=device)]) / world
         if world > 1:
             dist.all_reduce(total)
 
         # --- Watch the losses, one step late, so that the device never waits for it
         epoch, at_end = divmod(step.step, schedule.steps_per_epoch)
-        validating = at_end == 0 and (epoch % training.validate_every == 0 or epoch == training.epochs)
+        validating = at_end == 0 and (epoch % training.validate_every == 0 or step.step == last_step)
         pending.append((step.step - 1, list(losses), total, batch.names))
         while len(pending) > (0 if validating else 1):
             number, names, values, files = pending.popleft()
-            means = dict(zip(names, values.tolist(), strict=True))
+            *values, stopped = values.tolist()
+            if stopped:  # every worker has seen the same mean and ends here too
+                return
+            means = dict(zip(names, values, strict=True))
             if not np.isfinite(list(means.values())).all():
                 _diverged(events, rank, world, number, means, files)
                 return
@@ -147,6 +154,7 @@ def _progress(window: _Window, step: GanStep, epoch: int, batch_size: int) -> di
         "epoch": epoch,
         **window.means(),
         "learning_rate": step.optimizer_g.param_groups[0]["lr"],
+        "seconds": window.seconds,
         "samples_per_s": rate,
         "waiting_for_data": window.waiting / window.seconds,
         "seconds_left": (step.total_steps - step.step) * batch_size / rate,
