@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import ray
+from ray._private import ray_constants, services
 from ray.data import DataContext
 
 from lsid_ray.config import Cluster
@@ -27,6 +28,10 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a worker's print would appear twice
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # or Ray warns of each further process
+    if services.canonicalize_bootstrap_address(None) is None:
+        # Ray will start one: on the loopback, as on a Mac, or all ports but the dashboard's are open to the network.
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
     quiet()
 

@@ -2,10 +2,12 @@
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -25,6 +27,8 @@ class Head:
     """A cluster of one node, started as a user does."""
 
     address: str
+    metrics: str
+    """URL of what Prometheus reads."""
     environment: dict[str, str]
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
@@ -34,6 +38,9 @@ class Head:
         return subprocess.run(
             command, cwd=HOUSE, env=self.environment | environment, capture_output=True, text=True, timeout=200
         )
+
+    def scrape(self) -> str:
+        return urllib.request.urlopen(self.metrics).read().decode()
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess:
         return self.ray("job", "submit", "--working-dir", ".", *arguments)
@@ -54,6 +61,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """`ray start --head` with token authentication, ports and a folder of its own."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_JOB_STOP_WAIT_TIME_S": "30"}
+    environment["RAY_metrics_report_interval_ms"] = "500"
     gcs, dashboard, agent, grpc, runtime, metrics, client = free_ports(7)
     folder = tmp_path_factory.mktemp("r")
     command = [
@@ -65,7 +73,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     ]  # fmt: skip
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    head = Head(f"http://127.0.0.1:{dashboard}", environment)
+    head = Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", environment)
     while head.ray("job", "list").returncode:
         assert process.poll() is None, (folder / "head.log").read_text()
     yield head
@@ -82,21 +90,17 @@ def until(condition: Callable[[], bool], seconds: float) -> bool:
     return True
 
 
-PROBE = """
-import sys, lsid_ray, ray
-ray.init(logging_level="ERROR")
-print("driver", lsid_ray.__file__)
-print("worker", ray.get(ray.remote(lambda: __import__("lsid_ray").__file__).remote()))
-sys.exit(7)
-"""
+PROBE = (
+    "import sys, lsid_ray, ray; ray.init(logging_level='ERROR'); print('driver', lsid_ray.__file__); "
+    "print('worker', ray.get(ray.remote(lambda: __import__('lsid_ray').__file__).remote())); sys.exit(7)"
+)
 
 
 def test_the_package_travels_and_the_jobs_exit_code_comes_back(head: Head) -> None:
-    done = head.submit("--", "python", "-c", f"'{PROBE}'")
+    done = head.submit("--", "python", "-c", PROBE)
     said = done.stdout + done.stderr
     for place in ("driver", "worker"):
-        line = next(line for line in said.splitlines() if line.startswith(place))
-        assert "/working_dir_files/" in line, line
+        assert re.search(rf"^{place} .*/working_dir_files/", said, re.MULTILINE), said
     assert done.returncode == 1 and "exit code 7" in said
 
 
@@ -108,15 +112,18 @@ def test_without_the_token_nobody_gets_in(head: Head) -> None:
 def test_a_stopped_training_goes_on_from_its_checkpoint(head: Head, data_root: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "stopped"
     job = f"python jobs/train.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name stopped {TINY}"
-    job += " --training.epochs 30"
+    job += " --training.epochs 200 --training.validate-every 20"
     done = head.submit("--no-wait", "--submission-id", "first", "--", *job.split())
     assert done.returncode == 0, done.stderr
     assert until(lambda: last_step(run) > 0, 90), head.ray("job", "logs", "first").stdout
+    for name in ("samples_per_s", "waiting_for_data", "psnr_db"):
+        gauge = rf'^ray_lsid_{name}{{.*run="stopped".*}} [\d.e-]+$'
+        assert until(lambda g=gauge: bool(re.search(g, head.scrape(), re.MULTILINE)), 30), name
     head.ray("job", "stop", "first")
-    assert "STOPPED" in head.ray("job", "status", "first").stderr
-    print(head.ray("job", "logs", "first").stdout)
+    assert "was stopped" in head.ray("job", "status", "first").stdout
+    assert "interrupted" in head.ray("job", "logs", "first").stdout
     step = last_step(run)
-    assert 0 < step < 90
+    assert 0 < step < 600
 
     def alive() -> list:
         return json.loads(head.ray("list", "actors", "--filter", "state=ALIVE", "--format", "json").stdout)
