@@ -1,6 +1,10 @@
 """What a job may take of the cluster."""
 
+from pathlib import Path
+
 import pytest
+import yaml
+from ray.autoscaler._private.util import prepare_config
 
 from lsid_ray.cluster import check_workers
 from lsid_ray.config import Cluster
@@ -27,3 +31,14 @@ def test_readers_count_too(cluster: None) -> None:
 def test_gpus_that_are_not_there_are_refused(cluster: None) -> None:
     with pytest.raises(InputError, match=r"--cluster\.use-gpu .* needs 2 GPUs, the cluster has 0"):
         check_workers(Cluster(num_workers=2, use_gpu=True))
+
+
+def test_what_an_autoscaler_may_start_counts(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    config = prepare_config(yaml.safe_load((Path(__file__).parents[1] / "cluster.yaml").read_text()))
+    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.dump(config))
+    check_workers(Cluster(num_workers=4, use_gpu=True, cpus_per_worker=4, readers=8))
+    with pytest.raises(InputError, match=r"needs 5 GPUs, the cluster has 4"):
+        check_workers(Cluster(num_workers=5, use_gpu=True))

@@ -145,6 +145,8 @@ def train(
         except ray.train.TrainingFailedError as error:
             reason = str(error).strip().splitlines()[-1]
             raise PartFailure(f"training {folder} failed after {cluster.max_failures} restarts: {reason}") from error
+        except SystemExit:
+            raise KeyboardInterrupt from None  # Ray's answer to Ctrl-C, which would count as a success
     if log.diverged is not None:
         raise PartFailure(_divergence(log.diverged))
     if result.checkpoint is None:
