@@ -1,4 +1,4 @@
-"""The cluster's description: valid for Ray, the same versions and sizes everywhere, and what a submitted job uploads."""
+"""The cluster's description: valid for Ray, the same versions and sizes everywhere; and what a job uploads."""
 
 import re
 import zipfile
@@ -14,10 +14,7 @@ HOUSE = Path(__file__).parents[1]
 README = (HOUSE / "README.md").read_text()
 CLUSTER = yaml.safe_load((HOUSE / "cluster.yaml").read_text())
 PROJECT = (HOUSE / "pyproject.toml").read_text()
-RAY, PYTHON = (
-    re.search(pattern, PROJECT)[1]
-    for pattern in (r'"ray\[.*\]==([\d.]+)"', r'requires-python = "(.*)"')
-)
+RAY, PYTHON = (re.search(pattern, PROJECT)[1] for pattern in (r'"ray\[.*\]==([\d.]+)"', r'requires-python = "(.*)"'))
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)]
 RAYJOB = next(block for block in BLOCKS if block.get("kind") == "RayJob")
 VARIANTS = {"aws": {}} | {block["provider"]["type"]: block for block in BLOCKS if "provider" in block}
