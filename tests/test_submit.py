@@ -22,7 +22,7 @@ from lsid_ray.train.launch import last_step
 HOUSE = Path(__file__).parents[1]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
-BOOKKEEPERS = {"ActorLocationTracker", "_StatsActor"}  # Ray Data's, one of each a cluster, without a CPU
+BOOKKEEPERS = {"ActorLocationTracker", "_StatsActor", "_AutoscalingCoordinatorActor"}  # Ray Data's, one a cluster
 
 
 @dataclass(frozen=True)
