@@ -64,7 +64,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """`ray start --head` with token authentication, ports and a folder of its own."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_JOB_STOP_WAIT_TIME_S": "30"}
-    environment["RAY_metrics_report_interval_ms"] = "500"
+    environment |= {"RAY_metrics_report_interval_ms": "500", "RAY_raylet_start_wait_time_s": "120"}
     gcs, dashboard, agent, grpc, runtime, metrics, client = free_ports(7)
     folder = tmp_path_factory.mktemp("r")
     command = [
@@ -76,10 +76,10 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     ]  # fmt: skip
     with (folder / "head.log").open("w") as log:
         process = subprocess.Popen(command, cwd=folder, env=environment, stdout=log, stderr=log)
-    head = Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", environment)
-    while head.ray("job", "list").returncode:
+    while "Ray runtime started" not in (folder / "head.log").read_text():
         assert process.poll() is None, (folder / "head.log").read_text()
-    yield head
+        time.sleep(0.1)
+    yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", environment)
     processes = psutil.Process(process.pid).children(recursive=True)
     process.terminate()
     for each in psutil.wait_procs(processes, timeout=5)[1]:  # Ray would take 30 s
