@@ -6,12 +6,13 @@ import io
 import re
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 
-from lsid_ray.config import Experiment
+from lsid_ray.config import Experiment, Sweep, from_json
 from lsid_ray.errors import InputError, PartFailure
 from lsid_ray.presets import PRESETS
 
@@ -43,9 +44,45 @@ def parse_call(functions: Sequence[Callable[..., None]], description: str | None
 
 
 def parse_experiment(description: str | None) -> ExperimentCommand:
-    """The process's arguments: a preset's name, then fields of it."""
+    """The process's arguments: a preset's name or --experiment and a JSON file, then fields of it."""
+    if sys.argv[1:2] == ["--experiment"]:
+        file, arguments = Path(*sys.argv[2:3]), sys.argv[3:]
+        try:
+            experiment = from_json(file.read_text(), str(file))
+        except OSError as error:
+            raise InputError(f"--experiment {file}: {error.strerror}; expected a file as winner.json") from None
+        default = ExperimentCommand(experiment)
+        return _one_line(lambda: tyro.cli(ExperimentCommand, default=default, description=description, args=arguments))
     presets = {name: (text, ExperimentCommand(experiment)) for name, (text, experiment) in PRESETS.items()}
     return _one_line(lambda: tyro.extras.overridable_config_cli(presets, description=description))
+
+
+@dataclass(frozen=True)
+class SweepCommand:
+    """A preset with its fields overridden, and how to search from there."""
+
+    experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    sweep: Annotated[Sweep, tyro.conf.arg(name="")] = field(default_factory=Sweep)
+    dry_run: bool = False
+    """Print what would be searched and stop."""
+
+
+def parse_sweep(description: str | None) -> tuple[SweepCommand, dict[str, str]]:
+    """The process's arguments: a preset's name, fields of it and of the sweep; and what --search.FIELD gives."""
+    arguments, search = [], {}
+    given = iter(sys.argv[1:])
+    for argument in given:
+        if argument.startswith("--search."):
+            name, _, text = argument.removeprefix("--search.").partition("=")
+            search[name] = text or next(given, "")
+        else:
+            arguments.append(argument)
+    presets = {
+        name: (text, SweepCommand(replace(experiment, name=f"{name}-sweep")))
+        for name, (text, experiment) in PRESETS.items()
+    }
+    parse_arguments = functools.partial(tyro.extras.overridable_config_cli, presets, description=description)
+    return _one_line(lambda: parse_arguments(args=arguments)), search
 
 
 def run_job(main: Callable[[], None]) -> None:

@@ -156,6 +156,41 @@ class Experiment:
     cluster: Cluster = field(default_factory=Cluster)
 
 
+@dataclass(frozen=True)
+class Sweep:
+    """How to search. What decides which trials there are and when they are stopped cannot change once it began."""
+
+    trials: int = 0
+    """Trials at most. 0: 16, or with --hours or --samples as many as they allow."""
+    hours: float = 0.0
+    """Hours after which every trial ends at its next validation. 0: no limit."""
+    samples: int = 0
+    """Training samples of all trials together, after which they end likewise. 0: no limit."""
+    searcher: Literal["random", "optuna"] = "random"
+    """Independent draws, or Optuna's tree-structured Parzen estimator, which learns from the trials that have ended."""
+    objectives: Literal["psnr", "psnr-ssim"] = "psnr"
+    """What Optuna maximises: PSNR, or the front of PSNR and SSIM."""
+    scheduler: Literal["asha", "none"] = "asha"
+    """Stop trials whose validation PSNR is not among the best at an epoch (ASHA, arXiv 1810.05934), or run all to their
+    end. Population based training is left out: Ray Tune 2.60 cannot hand one Ray Train run's weights to another."""
+    grace_epochs: int = 0
+    """Epoch of ASHA's first decision. 0: the first validation with the whole adversarial loss."""
+    keep: float = 1 / 3
+    """Share of the trials that goes on at each decision; the next one is as many times later."""
+    trial_epochs: int = 0
+    """Epochs that a trial may take of the experiment's --training.epochs, whose schedule it follows. 0: all."""
+    zero_every: int = 4
+    """One trial in so many has an adversarial weight of exactly 0. 0: none has."""
+    best: int = 3
+    """Trials that are compared on all validation frames at the end."""
+    train_winner: bool = False
+    """Train the winner, and its twin without adversarial loss, on to --training.epochs."""
+    max_failed: float = 0.5
+    """Share of failed trials, of 4 or more that have ended, above which the sweep stops."""
+    seed: int = 0
+    """Of the draws. All trials have the same --training.seed."""
+
+
 def check(experiment: Experiment) -> None:
     """Refuse what cannot run, before anything starts.
 
@@ -230,6 +265,22 @@ def check(experiment: Experiment) -> None:
         raise InputError(f"--name is {e.name!r}: expected a folder name")
     if not e.data.root and not e.data.shards:
         raise InputError("--data.root is empty: expected the folder that holds short/ and long/")
+
+
+def check_sweep(sweep: Sweep) -> None:
+    """Raises: InputError naming the option, its value and what was expected."""
+    counts = ("trials", "hours", "samples", "grace_epochs", "trial_epochs", "zero_every", "seed")
+    for name in counts:
+        if not 0 <= getattr(sweep, name) < math.inf:
+            raise InputError(f"--{name.replace('_', '-')} is {getattr(sweep, name)}: expected 0 or more")
+    if not 0.1 <= sweep.keep <= 0.9:
+        raise InputError(f"--keep is {sweep.keep}: expected 0.1 to 0.9")
+    if not 0 <= sweep.max_failed <= 1:
+        raise InputError(f"--max-failed is {sweep.max_failed}: expected 0 to 1")
+    if sweep.best < 1:
+        raise InputError(f"--best is {sweep.best}: expected 1 or more")
+    if sweep.objectives == "psnr-ssim" and sweep.searcher != "optuna":
+        raise InputError(f"--objectives is {sweep.objectives}: expected psnr with --searcher {sweep.searcher}")
 
 
 def to_json(experiment: Experiment) -> str:

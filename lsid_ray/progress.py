@@ -1,5 +1,6 @@
 """How long work shows itself: a bar with rate and time left on a terminal, a line now and then elsewhere."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -7,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 LINE_SECONDS = 10.0  # between lines where there is no terminal
+TABLE_SECONDS = 60.0  # between tables there
 
 
 @contextmanager
@@ -57,6 +59,32 @@ def training() -> Iterator[Callable[[dict[str, Any]], None]]:
 
     yield show
     line.close()
+
+
+@contextmanager
+def table() -> Iterator[Callable[[list[str]], None]]:
+    """Yields a function that shows lines in the place of those before; off a terminal, where they have changed."""
+    shown: list[str] = []
+    at = 0.0
+
+    def show(lines: list[str]) -> None:
+        nonlocal shown, at
+        if sys.stdout.isatty():
+            room = max(os.get_terminal_size().lines - 2, 5)  # what is scrolled away cannot be written over
+            up = f"\033[{len(shown)}F\033[J" if shown else ""
+            shown = lines if len(lines) <= room else [lines[0], "...", *lines[2 - room :]]
+            print(up + "\n".join(shown), flush=True)
+        elif lines != shown and time.monotonic() - at >= TABLE_SECONDS:
+            shown, at = lines, time.monotonic()
+            print("\n".join(lines), end="\n\n", flush=True)
+
+    yield show
+
+
+def columns(rows: list[tuple[str, ...]]) -> list[str]:
+    """Rows of cells as lines, each column as wide as its widest cell."""
+    widths = [max(len(row[column]) for row in rows) for column in range(len(rows[0]))]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
 
 
 def duration(seconds: float) -> str:

@@ -7,8 +7,8 @@ import pytest
 import tyro
 
 from lsid_ray.commandline import parse_call, parse_experiment, run_job
-from lsid_ray.presets import PRESETS
 from lsid_ray.errors import InputError, PartFailure
+from lsid_ray.presets import PRESETS
 
 
 @pytest.mark.parametrize("preset", PRESETS)

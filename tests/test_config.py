@@ -12,6 +12,7 @@ import tyro
 from lsid_ray import config
 from lsid_ray.config import Experiment, check, from_json, identity, to_json
 from lsid_ray.errors import InputError
+from lsid_ray.presets import PRESETS
 
 
 def preset(name: str) -> Experiment:

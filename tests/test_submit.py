@@ -64,7 +64,7 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     """`ray start --head` with token authentication, ports and a folder of its own."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_JOB_STOP_WAIT_TIME_S": "30"}
-    environment |= {"RAY_metrics_report_interval_ms": "500", "RAY_raylet_start_wait_time_s": "120"}
+    environment["RAY_metrics_report_interval_ms"] = "500"
     gcs, dashboard, agent, grpc, runtime, metrics, client = free_ports(7)
     folder = tmp_path_factory.mktemp("r")
     command = [

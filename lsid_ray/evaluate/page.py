@@ -125,6 +125,7 @@ def render(summary: dict, group: dict, shown: list[Shown], record: dict) -> str:
         interval=escape(summary["interval"]),
         columns="".join(f"<th>{column}</th>" for column in COLUMNS),
         width=PICTURE_WIDTH,
+        style=STYLE,
     )
 
 
@@ -184,13 +185,7 @@ def _flat(record: dict, prefix: str = "") -> list[tuple[str, str]]:
     return rows
 
 
-PAGE = Template("""<!doctype html>
-<html lang="en">
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>lsid_ray: evaluation</title>
-<style>
-:root {
+STYLE = """:root {
   color-scheme: light dark; --accent: #b3561b;
   --ink: #1d2126; --soft: #5c6670; --line: #d9dee3; --ground: #fff; --raised: #f5f7f9 }
 @media (prefers-color-scheme: dark) { :root {
@@ -236,7 +231,14 @@ select { font: inherit; font-size: .9rem; min-width: 0 }
 figure { margin: 0; font-size: .85rem; line-height: 1.35 }
 figure img { width: 100%; border-radius: 4px; display: block }
 figcaption { margin-top: .35rem }
-</style>
+"""
+PAGE = Template("""<!doctype html>
+<html lang="en">
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>lsid_ray: evaluation</title>
+<style>
+$style</style>
 <h1>Extreme low-light enhancement: evaluation</h1>
 <p class="soft">$images images of $scenes scenes ($names), means over images. Each image's own scores are in
 <a href="scores.csv">scores.csv</a>, everything here in <a href="report.json">report.json</a>.</p>

@@ -6,9 +6,9 @@ STORAGE/NAME/metrics.jsonl      one event a line
 STORAGE/NAME/tensorboard/       the same for TensorBoard
 STORAGE/NAME/checkpoint_*/      Ray Train's: the best and the last
 STORAGE/NAME/best/              a copy of the best, as other jobs take it
+STORAGE/NAME/stop               made by whoever wants the run to end early
 """
 
-import asyncio
 import json
 import os
 import shutil
@@ -44,6 +44,7 @@ GAUGES = {  # of events' fields, for Prometheus: ray_lsid_samples_per_s{run="...
     "waiting_for_data": "Share of its time that training waits for data.",
     "psnr_db": "Validation PSNR in dB.",
 }
+STOP = "stop"
 
 
 @dataclass(frozen=True)
@@ -57,45 +58,17 @@ class Run:
     """Its step, epoch and scores."""
 
 
-class Stop:
-    """Ends a run early, from any thread: its workers leave after the step at hand."""
-
-    def __init__(self) -> None:
-        self._flag = _Flag.remote()
-
-    def say(self) -> None:
-        """Ask the workers to leave."""
-        ray.get(self._flag.raise_.remote())
-
-    def said(self) -> ray.ObjectRef:
-        """What is ready once it was said."""
-        return self._flag.wait.remote()
-
-
-@ray.remote(num_cpus=0)
-class _Flag:
-    def __init__(self) -> None:
-        self.raised = asyncio.Event()
-
-    async def raise_(self) -> None:
-        self.raised.set()
-
-    async def wait(self) -> None:
-        await self.raised.wait()
-
-
 def train(
     experiment: config.Experiment,
     shards_folder: str,
     on_event: Callable[[Event], None] = lambda event: None,
-    stop: Stop | None = None,
     epochs: int | None = None,
 ) -> Run:
     """Run an experiment to its end on the connected cluster; the same name again goes on from its last checkpoint.
 
-    on_event: called in a thread with each event as it arrives (see `worker`). stop: what may end it early; its best
-    checkpoint is then of the validations that there were. epochs: end there, of the experiment's `training.epochs`;
-    called again with more, or with none, it goes on as if it had not.
+    on_event: called in a thread with each event as it arrives (see `worker`). epochs: end there, of the experiment's
+    `training.epochs`; called again with more, or with none, it goes on as if it had not. A file STOP in its folder
+    ends it within a second or two; its best checkpoint is then of the validations that there were.
     Raises: InputError for what cannot run; PartFailure when a loss was not finite, workers kept failing, or it was
     stopped before its first checkpoint.
     """
@@ -113,8 +86,13 @@ def train(
     storage = Path(experiment.storage).resolve()
     folder = storage / experiment.name
     _claim(folder, experiment, digest)
-    events = Queue(actor_options={"num_cpus": 0})
+    (folder / STOP).unlink(missing_ok=True)
     log = _Log(folder, on_event)
+    last = schedule.steps_per_epoch * min(epochs or experiment.training.epochs, experiment.training.epochs)
+    if (done := last_step(folder)) >= last:
+        log.write({"kind": "start", "step": done, "total_steps": schedule.total_steps})
+        return Run(folder, *_keep_best(folder, Result.from_path(str(folder))))
+    events = Queue(actor_options={"num_cpus": 0})
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.use_gpu else {})
     trainer = TorchTrainer(
         train_worker,
@@ -122,8 +100,8 @@ def train(
             "experiment": config.to_json(experiment),
             "shards": shards_folder,
             "events": events,
-            "stop": stop,
-            "epochs": min(epochs or experiment.training.epochs, experiment.training.epochs),
+            "stop_file": str(folder / STOP),
+            "last_step": last,
         },
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
@@ -242,12 +220,12 @@ class _Log:
     def _follow(self, events: Queue, ended: threading.Event) -> None:
         while True:
             try:
-                self._write(events.get(timeout=0.5))
+                self.write(events.get(timeout=0.5))
             except Empty:
                 if ended.is_set():
                     return
 
-    def _write(self, event: Event) -> None:
+    def write(self, event: Event) -> None:
         path, event = self.folder / "metrics.jsonl", {**event, "time": time.time()}
         if event["kind"] == "start":
             if path.exists():

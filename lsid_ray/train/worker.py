@@ -28,8 +28,8 @@ def train_worker(options: dict[str, Any]) -> None:
     """Train from the last checkpoint, or from the start, to the end.
 
     options: "experiment" (JSON), "shards" (folder), "events" (a ray.util.queue.Queue that takes dictionaries from
-    rank 0: "start", "train", "validation" and "diverged", as `launch` reads them), "stop" (a `launch.Stop`, or None),
-    "epochs" (after which to end, however long the experiment is).
+    rank 0: "start", "train", "validation" and "diverged", as `launch` reads them), "stop_file" (whose
+    presence ends the run) and "last_step" (where it ends, however long the experiment is).
     """
     # --- Initialise
     experiment = from_json(options["experiment"], "the experiment")
@@ -57,15 +57,12 @@ def train_worker(options: dict[str, Any]) -> None:
             step.load_state_dict(checkpoint.load_training(folder))
     if rank == 0:
         events.put({"kind": "start", "step": step.step, "total_steps": schedule.total_steps})
-    last_step = options["epochs"] * schedule.steps_per_epoch
-    if step.step >= last_step:
-        return
 
     # --- Train
     batches = iter(stream.iter_batches(batch_size=training.batch_size // world, prefetch_batches=2))
     pending: deque[tuple[int, list[str], torch.Tensor, list[str]]] = deque()
     window = _Window()
-    stop = options["stop"].said() if rank == 0 and options["stop"] else None
+    stop_file, last_step = Path(options["stop_file"]), options["last_step"]
     while step.step < last_step:
         waited = time.perf_counter()
         columns = next(batches)
@@ -73,8 +70,8 @@ def train_worker(options: dict[str, Any]) -> None:
         check_order(columns["number"], step.step, training.batch_size, world)
         batch = Batch.of(columns, device)
         losses = step(batch)
-        stopping = stop is not None and bool(ray.wait([stop], timeout=0)[0])
-        total = torch.stack([*losses.values(), torch.full((), float(stopping), device=device)]) / world
+        stopping = float(rank == 0 and window.seconds >= LOG_SECONDS and stop_file.exists())
+        total = torch.stack([*losses.values(), torch.full((), stopping, device=device)]) / world
         if world > 1:
             dist.all_reduce(total)
 
