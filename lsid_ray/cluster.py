@@ -6,12 +6,16 @@ job needs is compared with what the cluster has before anything starts.
 
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
+import yaml
+from ray._private import ray_constants, services
 from ray.data import DataContext
 
 from lsid_ray.config import Cluster
@@ -19,6 +23,7 @@ from lsid_ray.errors import InputError
 
 READER_CPUS = 0.5  # of one actor that reads training samples
 SOURCE_CPUS = 1  # of the task that hands out work to the readers
+AUTOSCALER = "~/ray_bootstrap_config.yaml"  # where `ray up` keeps its file on the head; Ray tells no driver of it
 
 
 def connect() -> None:
@@ -27,7 +32,12 @@ def connect() -> None:
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # a worker's print would appear twice
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # or Ray warns of each further process
+    if services.canonicalize_bootstrap_address(None) is None:
+        # Ray will start one: on the loopback, as on a Mac, or all ports but the dashboard's are open to the network.
+        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
+        ray_constants.ENABLE_RAY_CLUSTER = False
     ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` as Ctrl-C; Ray's own leaves silently
     quiet()
 
 
@@ -59,12 +69,12 @@ def starting_actors() -> Iterator[None]:
 
 
 def check_workers(wanted: Cluster) -> int:
-    """Refuse a worker group that the cluster cannot hold beside what reads the data for it.
+    """Refuse a worker group that the cluster, grown to its limits, cannot hold beside what reads the data for it.
 
     Returns how many such runs it holds side by side.
     Raises: InputError naming the options, what they need and what the cluster has.
     """
-    nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    nodes = _nodes()
     free = [[node.get("CPU", 0), node.get("GPU", 0)] for node in nodes]
     cpus, gpus = (sum(column) for column in zip(*free, strict=True))
     reading = SOURCE_CPUS + wanted.readers * READER_CPUS
@@ -93,6 +103,18 @@ def check_workers(wanted: Cluster) -> int:
             f"for them do not fit on the nodes, which have {', '.join(sizes)} CPUs"
         )
     return runs
+
+
+def _nodes() -> list[dict[str, float]]:
+    """Resources of each node: those that are there, or more, all those that the autoscaler of `ray up` may start."""
+    there = [node["Resources"] for node in ray.nodes() if node["Alive"]]
+    path = Path(AUTOSCALER).expanduser()
+    if not path.exists():
+        return there
+    config = yaml.safe_load(path.read_text())
+    kinds = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
+    planned = [kind["resources"] for kind in kinds for _ in range(kind["max_workers"])]
+    return max(there, planned, key=lambda nodes: sum(node.get("CPU", 0) for node in nodes))
 
 
 def _take(free: list[list[float]], cpus: float, gpus: float) -> bool:

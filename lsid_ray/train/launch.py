@@ -25,6 +25,7 @@ import ray.data
 import ray.train
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, Result, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.util.metrics import Gauge
 from ray.util.queue import Empty, Queue
 from torch.utils.tensorboard import SummaryWriter
 
@@ -38,6 +39,11 @@ from lsid_ray.model import checkpoint
 from lsid_ray.train.worker import train_worker
 
 Event = dict[str, Any]
+GAUGES = {  # of events' fields, for Prometheus: ray_lsid_samples_per_s{run="..."} at each node's metrics port
+    "samples_per_s": "Training samples a second.",
+    "waiting_for_data": "Share of its time that training waits for data.",
+    "psnr_db": "Validation PSNR in dB.",
+}
 STOP = "stop"
 
 
@@ -117,6 +123,8 @@ def train(
         except ray.train.TrainingFailedError as error:
             reason = str(error).strip().splitlines()[-1]
             raise PartFailure(f"training {folder} failed after {cluster.max_failures} restarts: {reason}") from error
+        except SystemExit:
+            raise KeyboardInterrupt from None  # Ray's answer to Ctrl-C, which would count as a success
     if log.diverged is not None:
         raise PartFailure(_divergence(log.diverged))
     if result.checkpoint is None:
@@ -187,11 +195,14 @@ def _divergence(event: Event) -> str:
 
 
 class _Log:
-    """Writes events as they arrive: metrics.jsonl and TensorBoard. What a restart repeats is dropped first."""
+    """Writes events as they arrive: metrics.jsonl, TensorBoard, Prometheus. What a restart repeats is dropped first."""
 
     def __init__(self, folder: Path, on_event: Callable[[Event], None]):
         self.folder, self.on_event = folder, on_event
         self.diverged: Event | None = None
+        self.gauges = {name: Gauge(f"lsid_{name}", text, tag_keys=("run",)) for name, text in GAUGES.items()}
+        for gauge in self.gauges.values():
+            gauge.set_default_tags({"run": folder.name})
 
     @contextmanager
     def following(self, events: Queue) -> Iterator[None]:
@@ -229,6 +240,8 @@ class _Log:
         for name, value in event.items():
             if isinstance(value, float) and name != "time":
                 self.board.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+            if name in self.gauges:
+                self.gauges[name].set(value)
         self.board.flush()
         if event["kind"] == "diverged":
             self.diverged = event
