@@ -10,6 +10,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from types import SimpleNamespace
 from typing import Any
@@ -102,14 +103,14 @@ def _following(definition: Definition, on_trials: Callable[[list[Trial]], None])
             last = now
             on_trials(read_trials(definition))
 
-    follower = threading.Thread(target=follow, daemon=True)
-    follower.start()
-    try:
-        yield
-    finally:
-        ended.set()
-        follower.join()
-        on_trials(read_trials(definition))
+    with ThreadPoolExecutor(1) as pool:
+        follower = pool.submit(follow)
+        try:
+            yield
+        finally:
+            ended.set()
+            follower.result()  # or its failure would be lost
+            on_trials(read_trials(definition))
 
 
 class _Trial(tune.Trainable):
