@@ -39,7 +39,7 @@ class Head:
         verb = 2 if arguments[0] == "job" else 1
         command = [*RAY, *arguments[:verb], "--address", self.address, *arguments[verb:]]
         return subprocess.run(
-            command, cwd=HOUSE, env=self.environment | environment, capture_output=True, text=True, timeout=200
+            command, cwd=HOUSE, env=self.environment | environment, capture_output=True, text=True, timeout=300
         )
 
     def scrape(self) -> str:
@@ -115,27 +115,28 @@ def test_without_the_token_nobody_gets_in(head: Head) -> None:
     assert done.returncode != 0 and "token" in done.stderr
 
 
+@pytest.mark.timeout(600)
 def test_a_stopped_training_goes_on_from_its_checkpoint(head: Head, data_root: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "stopped"
     job = f"python jobs/train.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name stopped {TINY}"
-    job += " --training.epochs 200 --training.validate-every 20"
+    job += " --training.epochs 100 --training.validate-every 10"
     done = head.submit("--no-wait", "--submission-id", "first", "--", *job.split())
     assert done.returncode == 0, done.stderr
-    assert until(lambda: last_step(run) > 0, 90), head.ray("job", "logs", "first").stdout
+    assert until(lambda: last_step(run) > 0, 200), head.ray("job", "logs", "first").stdout
     for name in ("samples_per_s", "waiting_for_data", "psnr_db"):
         gauge = rf'^ray_lsid_{name}{{.*run="stopped".*}} [\d.e-]+$'
-        assert until(lambda g=gauge: bool(re.search(g, head.scrape(), re.MULTILINE)), 30), name
+        assert until(lambda g=gauge: bool(re.search(g, head.scrape(), re.MULTILINE)), 60), name
     head.ray("job", "stop", "first")
     assert "was stopped" in head.ray("job", "status", "first").stdout
     assert "interrupted" in head.ray("job", "logs", "first").stdout
     step = last_step(run)
-    assert 0 < step < 600
+    assert 0 < step < 200
 
     def left() -> set[str]:
         actors = json.loads(head.ray("list", "actors", "--filter", "state=ALIVE", "--format", "json").stdout)
         return {actor["class_name"] for actor in actors} - BOOKKEEPERS
 
-    assert until(lambda: not left(), 30), left()
+    assert until(lambda: not left(), 120), left()  # Ray Train's own cleaner goes last
 
     done = head.submit("--", *job.split())
     assert done.returncode == 0, done.stdout + done.stderr
