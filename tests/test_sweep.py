@@ -207,6 +207,48 @@ def test_a_killed_sweep_goes_on_and_runs_nothing_twice(definition: MakeDefinitio
     assert any(left[name] in starts(trial) for trial in trials for name in left if trial.name == name and left[name])
 
 
+LOSES_A_NODE = """
+import pickle, sys, threading, time
+import ray
+from ray.cluster_utils import Cluster
+from lsid_ray.cluster import quiet
+from lsid_ray.sweep.record import read_trials
+from lsid_ray.sweep.search import run_trials
+
+made = pickle.load(open(sys.argv[1], "rb"))
+nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "object_store_memory": 200 << 20})
+lost = nodes.add_node(num_cpus=2, resources={"lost": 1}, object_store_memory=200 << 20)
+ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
+quiet()
+sweep = threading.Thread(target=run_trials, args=(made,))
+sweep.start()
+while not any(trial.epoch >= 3 for trial in read_trials(made)):
+    assert sweep.is_alive()
+    time.sleep(0.2)
+nodes.remove_node(lost, allow_graceful=False)
+print("lost a node", flush=True)
+sweep.join()
+"""
+
+
+def test_a_lost_node_costs_what_came_after_its_trials_last_checkpoints(
+    definition: MakeDefinition, tmp_path: Path
+) -> None:
+    made = definition(training={"epochs": 30, "validate_every": 3}, trials=2, scheduler="none")
+    (tmp_path / "definition").write_bytes(pickle.dumps(made))
+    (tmp_path / "sweep.py").write_text(LOSES_A_NODE)
+    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    done = subprocess.run(
+        [sys.executable, tmp_path / "sweep.py", tmp_path / "definition"],
+        env=environment, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert done.returncode == 0 and "lost a node" in done.stdout, done.stdout + done.stderr
+    trials = read_trials(made)
+    assert [trial.state for trial in trials] == ["finished", "finished"], [trial.reason for trial in trials]
+    for trial in trials:
+        assert [validation["epoch"] for validation in trial.validations] == list(range(3, 31, 3))
+
+
 def wait(until: Callable[[], bool], output: Path) -> None:
     deadline = time.monotonic() + 150
     while not until():
