@@ -10,7 +10,7 @@ import pytest
 from lsid_ray.data import pack as packing
 from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.pack import pack_folder
-from lsid_ray.data.shards import file_sha256, open_shards, read_index, read_record
+from lsid_ray.data.shards import file_xxh128, open_shards, read_index, read_record
 from lsid_ray.errors import InputError
 from lsid_ray.raw.develop import plain_rendering, reference_rendering
 from lsid_ray.raw.dng import write_dng
@@ -53,7 +53,7 @@ def test_the_index_has_each_shards_size_and_hash(shards: Path) -> None:
     assert {file.path for pair in index.pairs for file in (pair.short.shard, pair.long)} == set(index.frames)
     for path, frame in index.frames.items():
         assert (shards / path).stat().st_size == frame.shard.bytes
-        assert file_sha256(shards / path) == frame.shard.sha256
+        assert file_xxh128(shards / path) == frame.shard.xxh128
     assert index.rendering["use_camera_wb"] is True
 
 
@@ -63,7 +63,7 @@ def test_the_index_has_each_raw_files_size_time_and_hash(shards: Path, data_root
     for name, source in index.sources.items():
         stat = (data_root / name).stat()
         assert (source.bytes, source.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
-        assert source.sha256 == file_sha256(data_root / name) and source.reason == ""
+        assert source.xxh128 == file_xxh128(data_root / name) and source.reason == ""
         assert index.frames[source.shard].shard.source == Path(name).name
 
 
@@ -104,8 +104,8 @@ def test_shards_of_other_files_or_options_are_refused(
 
 def test_shards_of_another_version_are_refused(shards: Path, data_root: Path, tmp_path: Path) -> None:
     old = shutil.copytree(shards, tmp_path / "old")
-    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 2', '"version": 1'))
-    with pytest.raises(InputError, match=r"of version 1, this program reads 2.*delete it to pack again"):
+    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 3', '"version": 2'))
+    with pytest.raises(InputError, match=r"of version 2, this program reads 3.*delete it to pack again"):
         pack_folder(data_root, old, tile=32)
 
 

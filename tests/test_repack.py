@@ -227,7 +227,7 @@ def test_a_shard_of_a_file_that_was_changed_back_is_not_taken_over(cluster: None
     (packed / "index.json").rename(packed / UNFINISHED)
     pair = index.pairs[0]
     shard = pair.short.shard
-    other = index.record(shard.path) | {"source_sha256": "0" * 64}
+    other = index.record(shard.path) | {"source_xxh128": "0" * 32}
     opened = Shards(str(packed), index.pairs, index.rendering)
     write_shard(packed / shard.path, opened.planes(pair), shard.tile, other)
     assert (packed / shard.path).stat().st_size == shard.bytes

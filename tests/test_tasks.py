@@ -31,13 +31,13 @@ def test_a_process_that_dies_costs_its_own_item_only(cluster: None, tmp_path: Pa
     assert len(list(tmp_path.iterdir())) == 3, "it may have been the machine's fault"
 
 
-def test_those_that_shared_a_task_with_a_process_that_dies_are_done_all_the_same(cluster: None) -> None:
+def test_processes_that_die_cost_no_other_item_of_many(cluster: None) -> None:
     def work(number: int) -> int:
         if number % 50 == 30:
             os.kill(os.getpid(), signal.SIGKILL)
         return number
 
-    found = dict(over_ray(work, range(100)))  # three to a task on four CPUs
+    found = dict(over_ray(work, range(100)))
     assert found == {number: None if number in (30, 80) else number for number in range(100)}
 
 

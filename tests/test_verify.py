@@ -68,7 +68,7 @@ def damage(packed: Path) -> dict[str, str]:
     partial.touch()
     size = r"has \d+ bytes, \d+ by the index"
     reasons = {
-        flipped: r"its bytes are not those of the index \(sha256\)",
+        flipped: r"its bytes are not those of the index \(xxh128\)",
         cut: size,
         gone: "is missing",
         one: size,
@@ -141,7 +141,7 @@ def test_what_cannot_be_repaired_is_named(job: Job, root: Path, packed: Path) ->
     [
         (lambda index: index.update(tile=33), "what it says of itself is not what the index says"),
         (lambda index: index["rendering"].update(libraw="0.1"), "what it says of itself is not what the index says"),
-        (lambda index: next(iter(index["sources"].values())).update(sha256="0" * 64), "what it says of itself"),
+        (lambda index: next(iter(index["sources"].values())).update(xxh128="0" * 32), "what it says of itself"),
     ],
 )
 def test_an_index_that_says_other_than_the_shards_is_found(change, reason: str, job: Job, packed: Path) -> None:

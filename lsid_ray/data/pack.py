@@ -89,7 +89,7 @@ class Job:
     path: str
     known: shards.Source | None
     """As the index has it."""
-    shard_sha256: str
+    shard_xxh128: str
     """What its shard must be if the raw file is as the index has it; empty when that is not known."""
     take_over: bool
     """A shard that says it is of this raw file is taken."""
@@ -182,8 +182,8 @@ def _look(root: Path, destination: Path, tile: int, broken: frozenset[str]) -> _
         elif unchanged and known.shard and shard not in broken and _stands(state, known):
             state.sources[name], state.frames[shard] = known, index.frames[shard]
         else:
-            sha256 = index.frames[shard].shard.sha256 if known is not None and known.shard else ""
-            state.jobs.append(Job(name, str(root / name), known, sha256, shard not in broken))
+            xxh128 = index.frames[shard].shard.xxh128 if known is not None and known.shard else ""
+            state.jobs.append(Job(name, str(root / name), known, xxh128, shard not in broken))
     state.jobs.sort(key=lambda job: not (destination / _shard_of(job.name)).exists())  # what is there, first
     return state
 
@@ -221,7 +221,7 @@ def _check_same_set(state: _State, found: dict[str, os.stat_result]) -> None:
         return
     for name in sized:  # a copy that lost its times
         try:
-            if shards.file_sha256(state.root / name) == known[name].sha256:
+            if shards.file_xxh128(state.root / name) == known[name].xxh128:
                 return
         except OSError:
             continue
@@ -371,14 +371,14 @@ def pack_file(job: Job, destination: str, tile: int) -> Outcome:
     path, shard = Path(job.path), _shard_of(job.name)
     try:
         stat = path.stat()
-        sha256 = shards.file_sha256(path)
+        xxh128 = shards.file_xxh128(path)
     except OSError as error:
         return Outcome(None, None, error.strerror, True)
-    source = shards.Source(stat.st_size, stat.st_mtime_ns, sha256, shard, "")
-    as_known = job.known is not None and job.known.sha256 == sha256
+    source = shards.Source(stat.st_size, stat.st_mtime_ns, xxh128, shard, "")
+    as_known = job.known is not None and job.known.xxh128 == xxh128
     if as_known and job.known.reason:
         return Outcome(_failed(source, job.known.reason), None, job.known.reason, False)
-    there = _there(job, source, job.shard_sha256 if as_known else "", destination, tile)
+    there = _there(job, source, job.shard_xxh128 if as_known else "", destination, tile)
     if there is not None:
         return Outcome(source, there, "", False)
     try:
@@ -397,7 +397,7 @@ def pack_file(job: Job, destination: str, tile: int) -> Outcome:
     known = {f.name: getattr(frame, f.name) for f in dataclasses.fields(frame) if f.name not in NOT_KEPT}
     entry = shards.ShardFile(shard, path.name, stat.st_size, 0, "", pixels.shape, side)
     packed = shards.ShortFrame(shard=entry, height=frame.height, width=frame.width, **known)
-    record = shards.shard_record(packed, sha256, tile, rendering_record())
+    record = shards.shard_record(packed, xxh128, tile, rendering_record())
     try:
         size, digest = shards.write_shard(Path(destination, shard), pixels, side, record)
     except OSError as error:
@@ -409,7 +409,7 @@ def _failed(source: shards.Source, reason: str) -> shards.Source:
     return dataclasses.replace(source, shard="", reason=reason)
 
 
-def _there(job: Job, source: shards.Source, shard_sha256: str, destination: str, tile: int) -> shards.ShortFrame | None:
+def _there(job: Job, source: shards.Source, shard_xxh128: str, destination: str, tile: int) -> shards.ShortFrame | None:
     """The entry of a shard that is there already and of this raw file, by what it says of itself."""
     path = Path(destination, source.shard)
     record = shards.read_record(path) if job.take_over else None
@@ -417,13 +417,13 @@ def _there(job: Job, source: shards.Source, shard_sha256: str, destination: str,
         return None
     try:
         shard = record["frame"]["shard"]
-        said = (record["version"], record["tile"], record["source_sha256"], shard["source"], shard["path"])
-        if said != (shards.VERSION, tile, source.sha256, Path(job.path).name, source.shard):
+        said = (record["version"], record["tile"], record["source_xxh128"], shard["source"], shard["path"])
+        if said != (shards.VERSION, tile, source.xxh128, Path(job.path).name, source.shard):
             return None
         if job.name.startswith("long/") and record["rendering"] != rendering_record():
             return None
-        digest = shards.file_sha256(path)
-        if shard_sha256 not in ("", digest):
+        digest = shards.file_xxh128(path)
+        if shard_xxh128 not in ("", digest):
             return None
         return shards.recorded_frame(record, path.stat().st_size, digest)
     except (OSError, KeyError, TypeError):
