@@ -108,6 +108,7 @@ def test_asha_stops_the_weak_and_compares_with_trials_of_before_a_kill(definitio
     asha.on_trial_add(None, New)
     assert asha.on_trial_result(None, New, {"epoch": 1, "psnr_db": 19.0}) == "STOP"
     assert read_trials(made)[3].state == "stopped" and "epoch 1" in read_trials(made)[3].reason
+    assert asha.on_trial_result(None, New, {"epoch": 9, "psnr_db": 10.0}) == "CONTINUE", "it is at its end"
     assert grace_epochs(made) == 1
     later = replace(made, experiment=replace(made.experiment, loss=config.Loss(warmup_steps=7, ramp_steps=1)))
     assert grace_epochs(replace(later, sweep=Sweep())) == 3, "12 samples are 3 steps an epoch"

@@ -293,6 +293,8 @@ class _Asha(ASHAScheduler):
 
     def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
         action = super().on_trial_result(tune_controller, _numbered(trial), result)
+        if action == TrialScheduler.STOP and result["epoch"] >= self.definition.trial_epochs:
+            return TrialScheduler.CONTINUE  # it is at its end
         if action == TrialScheduler.STOP:
             folder = trial_folder(self.definition, trial.config["number"])
             end_trial(folder, "stopped", f"by ASHA after epoch {result['epoch']}")
