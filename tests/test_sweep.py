@@ -208,47 +208,6 @@ def test_a_killed_sweep_goes_on_and_runs_nothing_twice(definition: MakeDefinitio
     assert any(left[name] in starts(trial) for trial in trials for name in left if trial.name == name and left[name])
 
 
-LOSES_A_NODE = """
-import pickle, sys, threading, time
-import ray
-from ray.cluster_utils import Cluster
-from lsid_ray.cluster import quiet
-from lsid_ray.sweep.record import read_trials
-from lsid_ray.sweep.search import run_trials
-
-made = pickle.load(open(sys.argv[1], "rb"))
-nodes = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 200 << 20})
-lost = nodes.add_node(num_cpus=2, object_store_memory=200 << 20)  # the only one that holds the worker
-ray.init(address=nodes.address, log_to_driver=False, logging_level="ERROR")
-quiet()
-sweep = threading.Thread(target=run_trials, args=(made,))
-sweep.start()
-while not any(trial.epoch >= 6 for trial in read_trials(made)):
-    assert sweep.is_alive()
-    time.sleep(0.2)
-nodes.remove_node(lost, allow_graceful=False)
-nodes.add_node(num_cpus=2, object_store_memory=200 << 20)
-sweep.join()
-"""
-
-
-def test_a_lost_node_costs_what_came_after_the_last_checkpoint(definition: MakeDefinition, tmp_path: Path) -> None:
-    made = definition(training={"epochs": 120, "validate_every": 3}, trials=1, scheduler="none")
-    made = replace(made, experiment=replace(made.experiment, cluster=config.Cluster(cpus_per_worker=1.5)))
-    (tmp_path / "definition").write_bytes(pickle.dumps(made))
-    (tmp_path / "sweep.py").write_text(LOSES_A_NODE)
-    environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-    done = subprocess.run(
-        [sys.executable, tmp_path / "sweep.py", tmp_path / "definition"],
-        env=environment, capture_output=True, text=True, timeout=280,
-    )  # fmt: skip
-    assert done.returncode == 0, done.stdout + done.stderr
-    (trial,) = read_trials(made)
-    assert trial.state == "finished", trial.reason
-    assert [validation["epoch"] for validation in trial.validations] == list(range(3, 121, 3))
-    assert len(starts(trial)) > 1 and starts(trial)[-1] > 0, "it went on from a checkpoint"
-
-
 def wait(until: Callable[[], bool], output: Path) -> None:
     deadline = time.monotonic() + 150
     while not until():
