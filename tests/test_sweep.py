@@ -1,6 +1,5 @@
 """Whole sweeps under Ray Tune on a real cluster: stopped, failing, killed and taken up again, concluded."""
 
-import contextlib
 import json
 import os
 import pickle
@@ -12,9 +11,9 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 import ray
+from test_launch import worker_processes
 
 from lsid_ray import config
 from lsid_ray.config import Sweep
@@ -189,14 +188,14 @@ def test_a_killed_sweep_goes_on_and_runs_nothing_twice(definition: MakeDefinitio
         wait(lambda: any(t.epoch >= 3 and last_step(t.folder) for t in read_trials(made)), tmp_path / "output")
         job.kill()
         job.wait()
-    wait(lambda: not workers(), tmp_path / "output")
+    wait(lambda: not worker_processes(), tmp_path / "output")
     left = {trial.name: last_step(trial.folder) for trial in read_trials(made) if trial.state == "running"}
     assert left and max(left.values()) > 0
     killed: list[int] = []
 
     def kill_one(trials: list[Trial]) -> None:  # and a worker is lost as well
-        if not killed and any(trial.epoch >= 12 and len(starts(trial)) > 1 for trial in trials) and workers():
-            killed.append(workers()[0])
+        if not killed and any(trial.epoch >= 12 and len(starts(trial)) > 1 for trial in trials) and worker_processes():
+            killed.append(worker_processes()[0])
             os.kill(killed[0], signal.SIGKILL)
 
     run_trials(made, kill_one)
@@ -213,14 +212,3 @@ def wait(until: Callable[[], bool], output: Path) -> None:
     while not until():
         assert time.monotonic() < deadline, output.read_text()
         time.sleep(0.2)
-
-
-def workers() -> list[int]:
-    """Process ids of the training workers of this session's cluster."""
-    session = Path(ray._private.worker._global_node.get_session_dir_path()).name
-    found = []
-    for process in psutil.process_iter():
-        with contextlib.suppress(psutil.Error):
-            if "RayTrainWorker" in " ".join(process.cmdline()) and session in " ".join(process.parent().cmdline()):
-                found.append(process.pid)
-    return found
