@@ -1,11 +1,13 @@
 """The schedule as a Ray Data dataset: rows of samples go in, crops as bytes of pixels come out."""
 
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from lsid_ray.cluster import READER_CPUS
 from lsid_ray.data.schedule import Schedule
@@ -18,6 +20,7 @@ READ_AHEAD_STEPS = 2 * STEPS_A_BLOCK
 READ_AHEAD_LEAST_BYTES = 64 << 20
 NUMBERING_CPUS = 0.01  # `ray.data.range` would hold a whole one
 NUMBERS_AT_ONCE = 1 << 16
+TURN_S = 0.02  # of Ray's scheduling loop, at least; each turn takes in all blocks that are ready
 
 
 def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_workers: int, readers: int = 1) -> Dataset:
@@ -35,7 +38,7 @@ def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_wor
     rows, steps = _block(part, _sample_bytes(schedule))
     numbers = ray.data.from_items([{"start": start_step, "stop": schedule.total_steps}])
     numbers = numbers.map_batches(_number, fn_args=(part, num_workers, steps), num_cpus=NUMBERING_CPUS)
-    return numbers.repartition(target_num_rows_per_block=rows).map_batches(
+    stream = numbers.repartition(target_num_rows_per_block=rows).map_batches(
         _Reader,
         fn_constructor_args=(shards, schedule),
         batch_size=rows,
@@ -44,6 +47,15 @@ def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_wor
         compute=ActorPoolStrategy(size=readers),
         num_cpus=READER_CPUS,
     )
+    stream.context.custom_execution_callback_classes = [_Paced]
+    return stream
+
+
+class _Paced(ExecutionCallback):
+    """Lets Ray's scheduling loop rest: while a block waits for room, it would turn at once and take a core."""
+
+    def on_execution_step(self, executor: Any) -> None:
+        time.sleep(TURN_S)
 
 
 def execution_options(schedule: Schedule) -> ExecutionOptions:
