@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import ray
@@ -21,8 +22,10 @@ from lsid_ray.errors import InputError, PartFailure
 from lsid_ray.sweep.conclude import conclude, verdict
 from lsid_ray.sweep.record import Definition, Trial, begin_trial, claim, end_trial, read_trials
 from lsid_ray.sweep.report import trial_table, write_sweep_report
-from lsid_ray.sweep.search import _Asha, _Search, grace_epochs, run_trials
+from lsid_ray.sweep.search import run_trials
 from lsid_ray.sweep.space import read_space
+from lsid_ray.sweep.stopping import Asha, grace_epochs
+from lsid_ray.sweep.suggest import Search
 from lsid_ray.train.launch import last_step
 
 MakeExperiment = Callable[..., config.Experiment]
@@ -96,18 +99,20 @@ def test_asha_stops_the_weak_and_compares_with_trials_of_before_a_kill(definitio
         event = {"kind": "validation", "step": 1, "epoch": 1, "psnr_db": psnr, "ssim": 0.5, "seconds": 1.0, "time": 0.0}
         (folder / "metrics.jsonl").write_text(json.dumps(event) + "\n")
         end_trial(folder, "finished", "")
-    asha = _Asha(time_attr="epoch", metric="psnr_db", mode="max", max_t=9, grace_period=1, reduction_factor=3)
-    asha.recall(made)
+    asha = Asha(made)
 
-    class New:
-        trial_id = "any"
-        config = {"number": 3}  # noqa: RUF012
+    def new(number: int, weight: float) -> SimpleNamespace:
+        parameters = {"loss.adv_weight": weight}
+        begin_trial(made, number, parameters)
+        trial = SimpleNamespace(trial_id="any", config={"number": number, "parameters": parameters})
+        asha.on_trial_add(None, trial)
+        return trial
 
-    begin_trial(made, 3, {"loss.adv_weight": 0.0})
-    asha.on_trial_add(None, New)
-    assert asha.on_trial_result(None, New, {"epoch": 1, "psnr_db": 19.0}) == "STOP"
+    weak, adversarial = new(3, 0.0), new(4, 0.01)
+    assert asha.on_trial_result(None, weak, {"epoch": 1, "psnr_db": 19.0}) == "STOP"
     assert read_trials(made)[3].state == "stopped" and "epoch 1" in read_trials(made)[3].reason
-    assert asha.on_trial_result(None, New, {"epoch": 9, "psnr_db": 10.0}) == "CONTINUE", "it is at its end"
+    assert asha.on_trial_result(None, weak, {"epoch": 9, "psnr_db": 10.0}) == "CONTINUE", "it is at its end"
+    assert asha.on_trial_result(None, adversarial, {"epoch": 1, "psnr_db": 19.0}) == "CONTINUE", "not of the plain"
     assert grace_epochs(made) == 1
     later = replace(made, experiment=replace(made.experiment, loss=config.Loss(warmup_steps=7, ramp_steps=1)))
     assert grace_epochs(replace(later, sweep=Sweep())) == 3, "12 samples are 3 steps an epoch"
@@ -136,13 +141,13 @@ def test_optuna_learns_from_the_trials_of_before(definition: MakeDefinition) -> 
         if number:
             (folder / "metrics.jsonl").write_text(json.dumps(event) + "\n")
             end_trial(folder, "finished", "")
-    search = _Search(made)
+    search = Search(made)
     states = [trial.state.name for trial in search.study.trials]
     assert states == ["COMPLETE", "COMPLETE"] and search.study.trials[0].values == [20.0, 0.5]
     left = search.suggest("a")
     assert left["number"] == 0 and left["parameters"]["optimizer.generator_lr"] == 1e-3, "goes on as it was"
     assert search.suggest("b")["number"] == 3
-    assert _Search(made).suggest("c") == left
+    assert Search(made).suggest("c") == left
 
 
 def test_another_space_and_a_folder_of_something_else_are_refused(

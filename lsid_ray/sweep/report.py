@@ -1,29 +1,18 @@
 """What a person sees of a sweep: a table while it runs, and a page with pictures at its end."""
 
-import math
 import os
 from html import escape
 from pathlib import Path
 from string import Template
-from typing import Any
-
-import numpy as np
-from matplotlib.cm import ScalarMappable
-from matplotlib.colors import LogNorm, Normalize
-from matplotlib.figure import Figure
-from PIL import Image
 
 from lsid_ray.evaluate import page
 from lsid_ray.evaluate.report import headline
 from lsid_ray.progress import columns, duration
+from lsid_ray.sweep import pictures
 from lsid_ray.sweep.conclude import Conclusion, Tested, short, verdict, words
 from lsid_ray.sweep.record import Definition, Trial
-from lsid_ray.sweep.space import ADV_WEIGHT, Dimension
 
-MARKERS = {"finished": "o", "stopped": "x", "failed": "", "running": "+"}
-PAIRS_SHOWN = 4
-UNSEARCHED = -0.15  # height on the axis of parallel coordinates
-ZERO_PLACE = 0.4  # where a weight of 0 stands on a logarithmic axis: this share of the least weight
+STATES = ("finished", "stopped", "failed", "running")
 
 
 def trial_table(definition: Definition, trials: list[Trial]) -> list[str]:
@@ -49,153 +38,26 @@ def trial_table(definition: Definition, trials: list[Trial]) -> list[str]:
             )
         )
     states = [trial.state for trial in trials]
-    counts = ", ".join(f"{states.count(state)} {state}" for state in MARKERS if state in states)
+    counts = ", ".join(f"{states.count(state)} {state}" for state in STATES if state in states)
     reasons = [f"trial {trial.number} failed: {trial.reason}" for trial in trials if trial.state == "failed"]
     return [f"{len(trials)} trials: {counts}", *columns(rows), *reasons]
 
 
 def write_sweep_report(definition: Definition, conclusion: Conclusion) -> Path:
     """Draw the pictures and write report.html into the sweep's folder; returns its path."""
-    folder = definition.folder
-    pictures = folder / "pictures"
-    pictures.mkdir(exist_ok=True)
+    folder = definition.folder / "pictures"
+    folder.mkdir(exist_ok=True)
     trials = [trial for trial in conclusion.trials if trial.best]
-    _weights(trials, next(iter(conclusion.candidates))).savefig(pictures / "weight.png", dpi=130)
-    _curves(trials).savefig(pictures / "curves.png", dpi=130)
-    _parallel(trials, definition.space).savefig(pictures / "parallel.png", dpi=130)
-    pairs = _pairs(conclusion)
+    pictures.weights(trials, next(iter(conclusion.candidates))).savefig(folder / "weight.png", dpi=130)
+    pictures.curves(trials).savefig(folder / "curves.png", dpi=130)
+    pictures.parallel(trials, definition.space).savefig(folder / "parallel.png", dpi=130)
+    pairs = pictures.pairs(conclusion)
     if pairs is not None:
-        pairs.savefig(pictures / "pairs.png", dpi=110)
-    path, partial = folder / "report.html", folder / ".report.html.partial"
+        pairs.savefig(folder / "pairs.png", dpi=110)
+    path, partial = definition.folder / "report.html", definition.folder / ".report.html.partial"
     partial.write_text(_page(definition, conclusion))
     os.replace(partial, path)
     return path
-
-
-def _weights(trials: list[Trial], winner: str) -> Figure:
-    """PSNR and SSIM against the adversarial weight, 0 at the left edge."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    positive = [trial.parameters[ADV_WEIGHT] for trial in trials if trial.parameters[ADV_WEIGHT] > 0]
-    zero = ZERO_PLACE * min(positive, default=1e-4)
-    rates = [trial.parameters["optimizer.generator_lr"] for trial in trials]
-    colors = ScalarMappable(LogNorm(min(rates), max(rates) * 1.001), "viridis")
-    for axes, metric, label in zip(figure.subplots(1, 2), ("psnr_db", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
-        for trial, rate in zip(trials, rates, strict=True):
-            x, y = trial.parameters[ADV_WEIGHT] or zero, trial.best[metric]
-            color = colors.to_rgba(rate)
-            whole = trial.state == "finished"
-            axes.scatter(x, y, s=52, facecolor=color if whole else "none", edgecolor=color, linewidth=1.5, zorder=3)
-            if trial.name == winner:
-                axes.scatter(x, y, s=190, facecolor="none", edgecolor="crimson", linewidth=1.5, zorder=2)
-        axes.axvspan(zero * 0.6, zero * 1.6, color="0.92", zorder=0)
-        axes.set_xscale("log")
-        axes.set_xlim(zero * 0.6, max(positive, default=1e-1) * 1.6)
-        axes.set_xlabel("adversarial weight, relative to L1 (grey: exactly 0)")
-        axes.set_ylabel(f"best validation {label}")
-        axes.grid(alpha=0.25)
-    figure.colorbar(colors, ax=figure.axes, label="generator's learning rate")
-    figure.suptitle("Filled: trained to the end. Hollow: stopped or unfinished. Red ring: winner", fontsize=10)
-    return figure
-
-
-def _curves(trials: list[Trial]) -> Figure:
-    """Validation PSNR by epoch."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots()
-    positive = [trial.parameters[ADV_WEIGHT] for trial in trials if trial.parameters[ADV_WEIGHT] > 0] or [1e-3]
-    colors = ScalarMappable(LogNorm(min(positive), max(positive) * 1.001), "plasma")
-    for trial in trials:
-        weight = trial.parameters[ADV_WEIGHT]
-        epochs, scores = zip(*((v["epoch"], v["psnr_db"]) for v in trial.validations), strict=True)
-        color, dash = (colors.to_rgba(weight), "-") if weight else ("black", "--")
-        axes.plot(epochs, scores, dash, color=color, linewidth=1.3, alpha=0.9)
-        axes.plot(epochs[-1], scores[-1], MARKERS[trial.state], color=color, markersize=6)
-    axes.set_xlabel("epoch (ball: trained to the end, cross: stopped)")
-    axes.set_ylabel("validation PSNR, dB")
-    axes.grid(alpha=0.25)
-    figure.colorbar(colors, ax=axes, label="adversarial weight (black, dashed: 0)")
-    return figure
-
-
-def _parallel(trials: list[Trial], space: tuple[Dimension, ...]) -> Figure:
-    """One line a trial across an axis a parameter, to its PSNR."""
-    figure = Figure(figsize=(10, 4.2), layout="constrained")
-    axes = figure.subplots()
-    scores = [trial.best["psnr_db"] for trial in trials]
-    low, high = min(scores), max(scores)
-    colors = ScalarMappable(Normalize(low, high), "viridis")
-    places = [[_place(dimension, trial.parameters.get(dimension.field)) for dimension in space] for trial in trials]
-    for trial, place, score in sorted(zip(trials, places, scores, strict=True), key=lambda line: line[2]):
-        heights = [*place, (score - low) / ((high - low) or 1)]
-        style = "-" if trial.state == "finished" else ":"
-        axes.plot(range(len(heights)), heights, style, color=colors.to_rgba(score), linewidth=1.6)
-    for x, dimension in enumerate(space):
-        axes.axvline(x, color="0.5", linewidth=0.8)
-        if dimension.kind == "choice":
-            for value in dimension.values:
-                axes.annotate(short(value), (x, _place(dimension, value)), fontsize=8)
-        else:
-            for value, y in zip(dimension.values, (0, 1), strict=True):
-                axes.annotate(short(value), (x, y), xytext=(4, 2), textcoords="offset points", fontsize=8)
-        if UNSEARCHED in (place[x] for place in places):
-            below = "0" if dimension.field == ADV_WEIGHT else "-"
-            axes.annotate(below, (x, UNSEARCHED), xytext=(4, 2), textcoords="offset points", fontsize=8)
-    names = [dimension.field.split(".")[1].replace("_", "-") for dimension in space]
-    axes.set_xticks(range(len(space) + 1), [*names, f"PSNR\n{low:.2f} to {high:.2f} dB"])
-    axes.set_yticks([])
-    axes.spines[:].set_visible(False)
-    figure.suptitle("Solid: trained to the end. Dotted: stopped or unfinished.", fontsize=10)
-    return figure
-
-
-def _place(dimension: Dimension, value: Any) -> float:
-    """Height of a value on its axis: 0 to 1; below for a weight of 0 and for what only an adversarial loss needs."""
-    if dimension.kind == "choice":
-        known = value in dimension.values
-        return dimension.values.index(value) / max(len(dimension.values) - 1, 1) if known else UNSEARCHED
-    low, high = dimension.values
-    if value is None or value < low:
-        return UNSEARCHED
-    if dimension.kind == "loguniform":
-        low, high, value = math.log(low), math.log(high), math.log(value)
-    return (value - low) / (high - low)
-
-
-def _pairs(conclusion: Conclusion) -> Figure | None:
-    """Test frames: plain rendering, winner, twin, long exposure."""
-    if conclusion.twin is None:
-        return None
-    winner, twin = conclusion.winner, conclusion.twin
-    views = [
-        (winner, "plain", "plain rendering"),
-        (winner, "output", _title(winner)),
-        (twin, "output", _title(twin)),
-        (winner, "target", "long exposure"),
-    ]
-    files = sorted(path.name for path in winner.report.parent.glob("pictures/*_output.png"))
-    scenes = {file.split("_")[1]: file for file in reversed(files)}  # the first of each
-    stems = [scenes[scene].removesuffix("_output.png") for scene in sorted(scenes)][:PAIRS_SHOWN]
-    if not stems:
-        return None
-    pictures = [
-        [Image.open(one.report.parent / "pictures" / f"{stem}_{view}.png") for one, view, _ in views] for stem in stems
-    ]
-    width = 3.4
-    heights = [width * row[0].height / row[0].width for row in pictures]
-    figure = Figure(figsize=(width * len(views), sum(heights) + 0.5 * len(heights)), layout="constrained")
-    grid = figure.subplots(len(pictures), len(views), squeeze=False, height_ratios=heights)
-    for stem, axes_row, row in zip(stems, grid, pictures, strict=True):
-        for axes, picture, (_, _, title) in zip(axes_row, row, views, strict=True):
-            axes.imshow(np.asarray(picture), interpolation="antialiased")
-            axes.set_title(title, fontsize=9)
-            axes.set_xticks([])
-            axes.set_yticks([])
-        axes_row[0].set_ylabel(stem.split("_", 1)[1], fontsize=8)
-    return figure
-
-
-def _title(tested: Tested) -> str:
-    return f"adversarial weight {tested.weight:.2g}"
 
 
 def _page(definition: Definition, conclusion: Conclusion) -> str:
