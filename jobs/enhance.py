@@ -9,12 +9,11 @@ the reason, and the exit code is then 1.
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from lsid_ray import cluster
+from lsid_ray import cluster, storage
 from lsid_ray.commandline import parse, run_job
 from lsid_ray.errors import InputError, PartFailure
 from lsid_ray.evaluate.deliver import Amplification, deliver, plan
@@ -26,11 +25,11 @@ from lsid_ray.progress import counting
 class Enhance:
     """Enhance dark raw files with a trained network."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional]
     """Folder of a checkpoint, such as runs/demo/best."""
-    inputs: Annotated[tuple[Path, ...], tyro.conf.Positional]
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
     """Raw files, and folders of them."""
-    out: Path
+    out: str
     """Folder of the pictures, each with its raw file's name."""
     ratio: str = "auto"
     """How much to amplify: a number (120), the exposure time to come to (10s), or auto: estimated from each file."""
@@ -53,17 +52,16 @@ def main() -> None:
     if not 0 < options.memory_gb < 2**20:
         raise InputError(f"--memory-gb is {options.memory_gb}: expected more than 0")
     suffix = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}[options.format]
-    work = plan(list(options.inputs), options.out, suffix, options.overwrite)
+    out, checkpoint = storage.path(options.out), storage.path(options.checkpoint)
+    work = plan([storage.path(given) for given in options.inputs], out, suffix, options.overwrite)
     if work.existing:
-        print(f"{len(work.existing)} pictures are in {options.out} already (--overwrite makes them again)")
+        print(f"{len(work.existing)} pictures are in {out} already (--overwrite makes them again)")
     failures = [f"{path}: {reason}" for path, reason in work.problems]
     if len(work.todo) > 1:
         cluster.connect()
     with counting("enhancing", "photographs") as progress:
         memory_bytes = int(options.memory_gb * 2**30)
-        results = deliver(
-            options.checkpoint, work.todo, amplification, memory_bytes=memory_bytes, use_gpu=options.use_gpu
-        )
+        results = deliver(checkpoint, work.todo, amplification, memory_bytes=memory_bytes, use_gpu=options.use_gpu)
         for number, done in enumerate(results, start=1):
             failures += [f"{done.source}: {done.error}"] if done.error else []
             said = done.error or f"{done.target}, {done.amplified}, {done.seconds:.1f} s"

@@ -7,12 +7,11 @@ report's path. A few seconds, and per frame as long as LibRaw and the network ta
 """
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
-from lsid_ray import cluster
+from lsid_ray import cluster, storage
 from lsid_ray.commandline import parse, run_job
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate.predict import MEMORY_BYTES
@@ -25,14 +24,14 @@ from lsid_ray.progress import counting
 class Evaluate:
     """Score a checkpoint on full frames."""
 
-    checkpoint: Annotated[Path, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional]
     """Folder of a checkpoint, such as runs/demo/best."""
-    shards: Path
+    shards: str
     """Folder that jobs/pack.py wrote."""
     split: Literal["train", "validation", "test"] = "test"
     """Which scenes."""
-    out: Path | None = None
-    """Folder of the report. None: "report" beside the checkpoint, with the split's name unless it is test."""
+    out: str = ""
+    """Folder of the report. Empty: "report" beside the checkpoint, with the split's name unless it is test."""
     memory_gb: float = MEMORY_BYTES / 2**30
     """GiB that predicting one frame may take, beside the frame itself."""
     pictures: int = 6
@@ -49,13 +48,14 @@ def main() -> None:
     if not 0 < options.memory_gb < 2**20:
         raise InputError(f"--memory-gb is {options.memory_gb}: expected more than 0")
     name = "report" if options.split == "test" else f"report-{options.split}"
+    checkpoint = storage.path(options.checkpoint)
     cluster.connect()
     with counting("evaluating", "frames") as progress:
         done = evaluate(
-            options.checkpoint,
-            options.shards.resolve(),
+            checkpoint,
+            options.shards,
             options.split,
-            options.out or options.checkpoint.parent / name,
+            options.out or checkpoint.parent / name,
             memory_bytes=int(options.memory_gb * 2**30),
             use_gpu=options.use_gpu,
             pictures=options.pictures,

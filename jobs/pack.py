@@ -10,12 +10,11 @@ left out or broken is named with its reason, and the exit code is then 1.
 """
 
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from lsid_ray import cluster
+from lsid_ray import cluster, storage
 from lsid_ray.commandline import parse_call, run_job
 from lsid_ray.data import shards
 from lsid_ray.data.catalog import read_catalog
@@ -28,7 +27,7 @@ from lsid_ray.progress import counting
 Root = Annotated[str, Positional, arg(metavar="ROOT", help="Folder that holds short/ and long/, with SID's names.")]
 Out = Annotated[str, arg(help='Folder of the shards. Empty: ROOT + "-shards".')]
 Tile = Annotated[int, arg(help="Side of a tile in packed pixels.")]
-Data = Annotated[Path, Positional, arg(metavar="PATH", help="Folder of raw files (short/, long/), or of shards.")]
+Data = Annotated[str, Positional, arg(metavar="PATH", help="Folder of raw files (short/, long/), or of shards.")]
 Count = Annotated[int, arg(help="How many pairs it shows.")]
 
 
@@ -62,11 +61,11 @@ def repair(root: Root, out: Out = "") -> None:
     _end("broken", done.left, f"{out}: {'not ' if done.left else ''}whole")
 
 
-def preview(path: Data, out: Path = Path("preview.png"), count: Count = 12) -> None:
+def preview(path: Data, out: str = "preview.png", count: Count = 12) -> None:
     """Show pairs in one picture, short beside long."""
     with counting("drawing", "pairs") as progress:
-        failures = contact_sheet(path, out, count, progress)
-    _end("not shown", (failure.split(": ", 1) for failure in failures), str(out))
+        failures = contact_sheet(storage.path(path), storage.path(out), count, progress)
+    _end("not shown", (failure.split(": ", 1) for failure in failures), out)
 
 
 def _end(what: str, files: Iterable[tuple[str, str]], last: str) -> None:

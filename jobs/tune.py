@@ -11,9 +11,8 @@ with the winner's and its twin's scores, and the path of a report with pictures.
 """
 
 import json
-from pathlib import Path
 
-from lsid_ray import config
+from lsid_ray import config, storage
 from lsid_ray.commandline import parse_sweep, run_job
 from lsid_ray.errors import PartFailure
 from lsid_ray.progress import counting, table, training
@@ -37,8 +36,8 @@ def main() -> None:
     if command.dry_run:
         return
     shards, failures = prepare(experiment, print, lambda: counting("packing", "files"))
-    folder = Path(experiment.storage, experiment.name).resolve()
-    definition = Definition(folder, experiment, space, sweep, str(Path(shards).resolve()))
+    folder = storage.path(experiment.storage).resolve() / experiment.name
+    definition = Definition(folder, experiment, space, sweep, str(storage.path(shards).resolve()))
     claim(definition)
     with table() as show:
         run_trials(definition, lambda trials: show(trial_table(definition, trials)))

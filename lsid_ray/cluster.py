@@ -76,6 +76,11 @@ def check_workers(wanted: Cluster) -> int:
     """
     nodes = _nodes()
     free = [[node.get("CPU", 0), node.get("GPU", 0)] for node in nodes]
+    feeding = [
+        node for node, has in zip(free, nodes, strict=True) if not wanted.readers_on or has.get(wanted.readers_on)
+    ]
+    if not feeding:
+        raise InputError(f"--cluster.readers-on {wanted.readers_on}: no node of the cluster has that resource")
     cpus, gpus = (sum(column) for column in zip(*free, strict=True))
     reading = SOURCE_CPUS + wanted.readers * READER_CPUS
     needs = wanted.num_workers * wanted.cpus_per_worker + reading
@@ -91,10 +96,13 @@ def check_workers(wanted: Cluster) -> int:
             f"--cluster.use-gpu with --cluster.num-workers {wanted.num_workers} needs {wanted.num_workers * gpu:g} "
             f"GPUs, the cluster has {gpus:g}"
         )
-    workers = [(wanted.cpus_per_worker, gpu)] * wanted.num_workers
-    run = [*workers, (SOURCE_CPUS, 0), *[(READER_CPUS, 0)] * wanted.readers]
+    run = [
+        *[(free, wanted.cpus_per_worker, gpu)] * wanted.num_workers,
+        *[(feeding, READER_CPUS, 0)] * wanted.readers,
+        (free, SOURCE_CPUS, 0),
+    ]
     runs = 0
-    while all(_take(free, *part) for part in run):
+    while all(_take(*part) for part in run):
         runs += 1
     if not runs:
         sizes = [format(node.get("CPU", 0), "g") for node in nodes]

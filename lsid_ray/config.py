@@ -135,6 +135,10 @@ class Cluster:
     """CPUs of each worker, and so its threads (at least 1). One CPU and the readers' must be left."""
     readers: int = 1
     """Actors that read and crop for all workers, half a CPU each. More where training waits for data."""
+    readers_on: str = ""
+    """A resource of Ray that nodes have which are to read, so that those that train do not. Empty: any node."""
+    cache_gb: float = 0.0
+    """GiB of each node's temporary folder for tiles of shards that lie in an object store. 0: none is kept."""
     max_failures: int = 3
     """Worker failures (a lost node, a killed process) after which the run gives up."""
 
@@ -146,7 +150,7 @@ class Experiment:
     name: str
     """The run's name: the same name again continues from its last checkpoint."""
     storage: str = "runs"
-    """Folder of the runs, reachable from every node."""
+    """Folder of the runs, reachable from every node, or s3://BUCKET/NAME, gs://BUCKET/NAME."""
     data: Data = field(default_factory=Data)
     generator: Generator = field(default_factory=Generator)
     discriminator: Discriminator = field(default_factory=Discriminator)
@@ -222,6 +226,7 @@ def check(experiment: Experiment) -> None:
         "--loss.warmup-steps": e.loss.warmup_steps,
         "--loss.ramp-steps": e.loss.ramp_steps,
         "--cluster.max-failures": e.cluster.max_failures,
+        "--cluster.cache-gb": e.cluster.cache_gb,
         "--training.seed": e.training.seed,
     }
     for option, value in not_negative.items():

@@ -1,9 +1,14 @@
-"""One tiny data set of real raw files, one Ray cluster, and one set of shards for the whole test session."""
+"""One tiny data set of real raw files, one Ray cluster, one set of shards, one object store for the test session."""
 
+import http.client
 import os
+import socket
 import subprocess
+import threading
+import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +21,31 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # before Ray 
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # as `cluster.connect` has it
 
-from lsid_ray import config
+from lsid_ray import config, storage
 from lsid_ray.data.synthesize import Synthesis, synthesize
 from lsid_ray.model.inputs import REFERENCE_COLORS, Batch
 
 torch.set_num_threads(1)  # networks this small lose more to waiting threads than they gain
+
+
+def free_ports(count: int) -> list[int]:
+    """Ports of the loopback that nobody listens on."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
+
+
+STORE_PORT, MOTO_PORT = free_ports(2)
+os.environ |= {  # before Ray starts: its processes inherit them
+    "AWS_ENDPOINT_URL": f"http://127.0.0.1:{STORE_PORT}",
+    "AWS_ACCESS_KEY_ID": "test",
+    "AWS_SECRET_ACCESS_KEY": "test",
+    "AWS_EC2_METADATA_DISABLED": "true",
+}
 
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "ihc.png")
 
@@ -58,6 +83,95 @@ def shards(cluster: None, data_root: Path, tmp_path_factory: pytest.TempPathFact
     folder = tmp_path_factory.mktemp("packed") / "shards"
     pack_folder(data_root, folder, tile=32)
     return folder
+
+
+@dataclass
+class Store:
+    """An S3 server with an address in front of it that misbehaves on demand."""
+
+    fault: Callable[[str, str], str] = lambda verb, path: ""
+    """Of each request's verb and path: what goes wrong with it, "throttled", "cut" or an S3 error's code."""
+    requests: list[tuple[str, str, int]] = field(default_factory=list)
+    """Verb, path, bytes of the answer."""
+    delay_s: float = 0.0
+    """Before each answer."""
+
+    def behave(self) -> None:
+        self.fault, self.delay_s = Store.fault, 0.0
+        self.requests.clear()
+
+
+@pytest.fixture(scope="session")
+def _server() -> Iterator[Store]:
+    from moto.server import ThreadedMotoServer
+
+    store = Store()
+
+    class Front(BaseHTTPRequestHandler):
+        protocol_version = "HTTP/1.1"
+
+        def handle_one(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+            while "Transfer-Encoding" in self.headers and (size := int(self.rfile.readline().split(b";")[0], 16)) >= 0:
+                body += self.rfile.read(size)
+                self.rfile.readline()
+                if not size:
+                    break
+            time.sleep(store.delay_s)
+            fault = store.fault(self.command, self.path)
+            if fault and fault != "cut":
+                status, code = (503, "SlowDown") if fault == "throttled" else (403, fault)
+                answer = f"<Error><Code>{code}</Code><Message>so it is</Message></Error>".encode()
+                self.send_response(status)
+                self.send_header("Content-Length", str(len(answer)))
+                self.end_headers()
+                self.wfile.write(b"" if self.command == "HEAD" else answer)
+                return
+            back = http.client.HTTPConnection("127.0.0.1", MOTO_PORT)
+            hop = ("transfer-encoding", "expect", "connection", "content-length")
+            kept = {name: value for name, value in self.headers.items() if name.lower() not in hop}
+            back.request(self.command, self.path, body, kept)
+            reply = back.getresponse()
+            content = reply.read()
+            store.requests.append((self.command, self.path, len(content)))
+            self.send_response_only(reply.status)
+            for name, value in reply.getheaders():
+                if name.lower() not in hop:
+                    self.send_header(name, value)
+            length = reply.getheader("Content-Length") if self.command == "HEAD" else len(content)
+            self.send_header("Content-Length", str(length or 0))
+            self.end_headers()
+            if fault == "cut":
+                self.wfile.write(content[: len(content) // 2])
+                self.close_connection = True
+            elif self.command != "HEAD":
+                self.wfile.write(content)
+
+        do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = handle_one
+
+        def log_message(self, *arguments: object) -> None:
+            pass
+
+    moto = ThreadedMotoServer("127.0.0.1", MOTO_PORT, verbose=False)
+    moto.start()
+    front = ThreadingHTTPServer(("127.0.0.1", STORE_PORT), Front)
+    front.daemon_threads = True
+    threading.Thread(target=front.serve_forever, daemon=True).start()
+    made = http.client.HTTPConnection("127.0.0.1", MOTO_PORT)
+    made.request("PUT", "/bucket")
+    assert made.getresponse().status == 200
+    yield store
+    front.shutdown()
+    moto.stop()
+
+
+@pytest.fixture
+def store(_server: Store) -> Iterator[Store]:
+    """The object store whose bucket is s3://bucket, well-behaved and empty at first."""
+    _server.behave()
+    storage.remove(storage.path("s3://bucket/test"))
+    yield _server
+    _server.behave()
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 HOUSE = Path(__file__).parents[1]
 LAYERS = (  # imports go leftward only; rooms of one layer do not know each other
     ("errors",),
+    ("storage",),
     ("config", "raw"),
     ("presets",),
     ("cluster", "commandline", "progress", "model"),

@@ -110,8 +110,8 @@ def test_a_window_that_leaves_the_frame_is_refused(window: tuple[int, int, int, 
 
 def test_a_window_reads_only_the_tiles_it_touches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shard = write(tmp_path, "a.parquet", noise(1, 20, 28), tile=8)
-    read, groups = pq.ParquetFile.read_row_group, []
-    monkeypatch.setattr(pq.ParquetFile, "read_row_group", lambda *a, **k: (groups.append(a[1]), read(*a, **k))[1])
+    read, groups = pq.ParquetFile.read_row_groups, []
+    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", lambda *a, **k: (groups.extend(a[1]), read(*a, **k))[1])
     for window, expected in (((0, 0, 8, 8), [0]), ((7, 7, 2, 2), [0, 1, 4, 5]), ((16, 24, 4, 4), [11])):
         groups.clear()
         read_window(str(tmp_path), shard, *window)

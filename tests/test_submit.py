@@ -3,7 +3,6 @@
 import json
 import os
 import re
-import socket
 import subprocess
 import sys
 import time
@@ -15,6 +14,7 @@ from pathlib import Path
 
 import psutil
 import pytest
+from conftest import free_ports
 from test_jobs import TINY
 
 from lsid_ray.train.launch import last_step
@@ -47,16 +47,6 @@ class Head:
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess:
         return self.ray("job", "submit", "--working-dir", ".", *arguments)
-
-
-def free_ports(count: int) -> list[int]:
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 @pytest.fixture(scope="module")

@@ -4,10 +4,11 @@ import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from pathlib import Path
 
+from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.raw.mosaic import amplification_ratio
+from lsid_ray.storage import AnyPath, Remote
 
 SPLITS = {"0": "train", "1": "test", "2": "validation"}  # by the scene's first digit
 # Camera and scene moved between the exposures: SID's authors name them in their repository (cchen156).
@@ -56,8 +57,8 @@ class Pair:
     """"train", "validation" or "test"."""
     frame: int
     """The short's number in its burst; 0 is the first."""
-    short: Path
-    long: Path
+    short: AnyPath
+    long: AnyPath
     short_s: float | None
     """Exposure time in seconds, from the name; None when the name has none."""
     long_s: float | None
@@ -73,17 +74,17 @@ class Catalog:
     """Sorted by name."""
     excluded: tuple[Pair, ...]
     """Test pairs of MISALIGNED_SCENES."""
-    problems: tuple[tuple[Path, str], ...]
+    problems: tuple[tuple[AnyPath, str], ...]
     """Files that are in no pair, each with the reason."""
 
 
-def read_catalog(root: str | Path, exclude_misaligned: bool = True) -> Catalog:
+def read_catalog(root: str | AnyPath, exclude_misaligned: bool = True) -> Catalog:
     """The pairs of a data set's folder, from file names alone; `root` holds `short/` and `long/`.
 
     Raises InputError when the folder is missing, has no `short/` and `long/`, or no pair at all.
     """
-    root = Path(root)
-    unusable: list[tuple[Path, str]] = []
+    root = storage.path(root)
+    unusable: list[tuple[AnyPath, str]] = []
     try:
         if not root.is_dir():
             raise InputError(f"data folder {root}: no such folder; expected one that holds short/ and long/")
@@ -106,15 +107,15 @@ def read_catalog(root: str | Path, exclude_misaligned: bool = True) -> Catalog:
 
 
 def pair_names(
-    short_names: Iterable[str | Path], long_names: Iterable[str | Path], exclude_misaligned: bool = True
+    short_names: Iterable[str | AnyPath], long_names: Iterable[str | AnyPath], exclude_misaligned: bool = True
 ) -> Catalog:
     """Pair file names alone, without touching a disk.
 
     A short belongs to the long of its scene: of several, the one of its own frame, else the first frame's
     (as SID, whose bursts of shorts share one long). Of equal frames the longest exposure is taken.
     """
-    problems: list[tuple[Path, str]] = []
-    longs_of: dict[str, list[tuple[int, float, Path]]] = {}
+    problems: list[tuple[AnyPath, str]] = []
+    longs_of: dict[str, list[tuple[int, float, AnyPath]]] = {}
     for path, scene, frame, exposure_s in _parsed(long_names, problems):
         longs_of.setdefault(scene, []).append((frame, exposure_s, path))
     pairs, used = [], set()
@@ -136,10 +137,12 @@ def pair_names(
     return Catalog(tuple(kept), tuple(moved), tuple(sorted(problems)))
 
 
-def _parsed(names: Iterable[str | Path], problems: list[tuple[Path, str]]) -> Iterable[tuple[Path, str, int, float]]:
+def _parsed(
+    names: Iterable[str | AnyPath], problems: list[tuple[AnyPath, str]]
+) -> Iterable[tuple[AnyPath, str, int, float]]:
     """(path, scene, frame, exposure in seconds or 0) of each name; those that cannot be go to `problems`."""
-    seen: dict[str, Path] = {}
-    for path in map(Path, names):
+    seen: dict[str, AnyPath] = {}
+    for path in map(storage.path, names):
         found = _NAME.fullmatch(path.stem)
         if found is None:
             problems.append((path, "name does not parse; expected one like 10003_00_0.04s.ARW, first digit 0, 1 or 2"))
@@ -150,7 +153,7 @@ def _parsed(names: Iterable[str | Path], problems: list[tuple[Path, str]]) -> It
             yield path, found["scene"], int(found["frame"]), float(found["exposure_s"] or 0)
 
 
-def _pair(short: Path, scene: str, frame: int, short_s: float, long: Path, long_s: float) -> Pair:
+def _pair(short: AnyPath, scene: str, frame: int, short_s: float, long: AnyPath, long_s: float) -> Pair:
     known = short_s > 0 and long_s > 0
     return Pair(
         name=short.stem,
@@ -165,15 +168,18 @@ def _pair(short: Path, scene: str, frame: int, short_s: float, long: Path, long_
     )
 
 
-def _holds_pairs(folder: Path) -> bool:
+def _holds_pairs(folder: AnyPath) -> bool:
     return (folder / "short").is_dir() and (folder / "long").is_dir()
 
 
-def _raw_files(folder: Path, unusable: list[tuple[Path, str]]) -> list[Path]:
+def _raw_files(folder: AnyPath, unusable: list[tuple[AnyPath, str]]) -> list[AnyPath]:
     """Files with a raw file's name, sorted; what has the name and is no file goes to `unusable`."""
     files = []
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() not in RAW_SUFFIXES or path.name[0] == ".":
+            continue
+        if isinstance(path, Remote):  # to ask each what it is would take long
+            files.append(path)
             continue
         shown = os.fsencode(path.name).decode(errors="backslashreplace")
         if shown != path.name:

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from lsid_ray import __version__
+from lsid_ray import __version__, storage
 from lsid_ray.data import shards
 from lsid_ray.data.catalog import Catalog, Pair, read_catalog
 from lsid_ray.data.tasks import over_ray
@@ -24,6 +24,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.raw.develop import read_and_render, rendering_record
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import amplification_ratio, layout, pack
+from lsid_ray.storage import AnyPath, Remote
 
 Progress = Callable[[int, int], None]
 NOT_KEPT = {"mosaic", "source", "aperture", "focal_length_mm", "taken"}  # of a RawFrame
@@ -55,12 +56,12 @@ class PackResult:
 
 def default_shards(root: str) -> str:
     """Where a data set's shards lie unless said otherwise: beside it."""
-    return os.path.normpath(root) + "-shards"
+    return f"{storage.path(root)}-shards"
 
 
 def pack_folder(
-    root: str | Path,
-    destination: str | Path,
+    root: str | AnyPath,
+    destination: str | AnyPath,
     *,
     tile: int = shards.TILE,
     progress: Progress = lambda done, total: None,
@@ -77,7 +78,8 @@ def pack_folder(
     """
     if tile < 1:
         raise InputError(f"--tile is {tile}: expected 1 or more")
-    return bring_up_to_date(Path(root).absolute(), Path(destination).absolute(), tile, progress, frozenset())
+    root, destination = storage.path(root).absolute(), storage.path(destination).absolute()
+    return bring_up_to_date(root, destination, tile, progress, frozenset())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -113,13 +115,15 @@ class Outcome:
 class _State:
     """What is known of a destination and its raw files, and what is to be done."""
 
-    root: Path
-    destination: Path
+    root: AnyPath
+    destination: AnyPath
     tile: int
     catalog: Catalog
     index: shards.Index | None
     finished: bool
     """The index stands for the folder as it is."""
+    there: dict[str, tuple[int, int]]
+    """Files in the destination, as `storage.files_below`."""
     sources: dict[str, shards.Source]
     frames: dict[str, shards.ShortFrame]
     reasons: dict[str, str]
@@ -132,7 +136,7 @@ class _State:
 
 
 def bring_up_to_date(
-    root: Path, destination: Path, tile: int, progress: Progress, broken: frozenset[str]
+    root: AnyPath, destination: AnyPath, tile: int, progress: Progress, broken: frozenset[str]
 ) -> PackResult:
     """`pack_folder` of absolute paths; shards named in `broken` are packed again whatever they say of themselves."""
     state = _look(root, destination, tile, broken)
@@ -151,31 +155,36 @@ def _is_up_to_date(state: _State) -> bool:
     return _assemble(state) == dataclasses.replace(state.index, program=__version__)
 
 
-def _unwritable(destination: Path, reason: str, how_far: str = "") -> str:
+def _unwritable(destination: AnyPath, reason: str, how_far: str = "") -> str:
     kept = "what is packed stays, and running this again goes on from there"
     return f"{destination} cannot be written to: {reason}{how_far}; {kept}"
 
 
-def _look(root: Path, destination: Path, tile: int, broken: frozenset[str]) -> _State:
+def _look(root: AnyPath, destination: AnyPath, tile: int, broken: frozenset[str]) -> _State:
     """What is to be done. No raw file is read, unless the times of all have changed."""
     catalog = read_catalog(root)
     index, finished = _known_index(destination)
-    state = _State(root, destination, tile, catalog, index, finished, {}, {}, {}, [])
+    state = _State(root, destination, tile, catalog, index, finished, storage.files_below(destination), {}, {}, {}, [])
     state.reasons |= {str(path.relative_to(root)): reason for path, reason in catalog.problems}
-    found: dict[str, os.stat_result] = {}
+    listed = {
+        f"{kind}/{name}": facts
+        for kind in ("short", "long")
+        for name, facts in storage.files_below(root / kind).items()
+    }
+    found: dict[str, tuple[int, int]] = {}
     paths = {path for pair in state.pairs for path in (pair.short, pair.long)}
     for path in sorted(paths, key=lambda path: (path.name, path)):  # short and long in turn: their times differ
         name = str(path.relative_to(root))
-        try:
-            found[name] = path.stat()
-        except OSError as error:
-            state.reasons[name] = error.strerror
+        if name in listed:
+            found[name] = listed[name]
+        else:
+            state.reasons[name] = "it has gone since its folder was listed"
     _check_same_set(state, found)
-    for name, stat in found.items():
+    for name, facts in found.items():
         known = index.sources.get(name) if index else None
         if known is not None and known.reason and index.program != __version__:
             known = None  # this program may read it
-        unchanged = known is not None and (known.bytes, known.mtime_ns) == (stat.st_size, stat.st_mtime_ns)
+        unchanged = known is not None and (known.bytes, known.mtime_ns) == facts
         shard = _shard_of(name)
         if unchanged and known.reason:
             state.sources[name], state.reasons[name] = known, known.reason
@@ -184,11 +193,11 @@ def _look(root: Path, destination: Path, tile: int, broken: frozenset[str]) -> _
         else:
             xxh128 = index.frames[shard].shard.xxh128 if known is not None and known.shard else ""
             state.jobs.append(Job(name, str(root / name), known, xxh128, shard not in broken))
-    state.jobs.sort(key=lambda job: not (destination / _shard_of(job.name)).exists())  # what is there, first
+    state.jobs.sort(key=lambda job: _shard_of(job.name) not in state.there)  # what is there, first
     return state
 
 
-def _known_index(destination: Path) -> tuple[shards.Index | None, bool]:
+def _known_index(destination: AnyPath) -> tuple[shards.Index | None, bool]:
     """The index of a destination or of what it was before, and whether it stands for the folder as it is."""
     for name in (shards.INDEX, shards.UNFINISHED):
         if (destination / name).exists():
@@ -200,13 +209,14 @@ def _known_index(destination: Path) -> tuple[shards.Index | None, bool]:
     return None, False
 
 
-def _check_same_set(state: _State, found: dict[str, os.stat_result]) -> None:
+def _check_same_set(state: _State, found: dict[str, tuple[int, int]]) -> None:
     """Raise InputError unless what is in the destination is of this data set, this tile and this LibRaw."""
     refused = f"{state.destination} was packed from other files or in another way: "
     advice = "; choose another folder, or delete it to pack again"
     index = state.index
     if index is None:  # of a run that was killed there may be shards
-        records = filter(None, map(shards.read_record, state.destination.glob("*/*.parquet")))
+        left = (state.destination / name for name in sorted(state.there) if name.endswith(".parquet"))
+        records = filter(None, map(shards.read_record, left))
         first = next(records, None)
         if first is not None and not any(_is_found(record, found) for record in itertools.chain([first], records)):
             raise InputError(f"{refused}expected those of {state.root}{advice}")
@@ -216,8 +226,8 @@ def _check_same_set(state: _State, found: dict[str, os.stat_result]) -> None:
     if index.rendering != rendering_record():
         raise InputError(f"{refused}by LibRaw {index.rendering.get('libraw')} or with another rendering{advice}")
     known = index.sources
-    sized = [name for name, stat in found.items() if name in known and known[name].bytes == stat.st_size]
-    if any(known[name].mtime_ns == found[name].st_mtime_ns for name in sized):
+    sized = [name for name, (size, _) in found.items() if name in known and known[name].bytes == size]
+    if any(known[name].mtime_ns == found[name][1] for name in sized):
         return
     for name in sized:  # a copy that lost its times
         try:
@@ -228,22 +238,19 @@ def _check_same_set(state: _State, found: dict[str, os.stat_result]) -> None:
     raise InputError(f"{refused}expected those of {state.root}{advice}")
 
 
-def _is_found(record: dict[str, Any], found: dict[str, os.stat_result]) -> bool:
+def _is_found(record: dict[str, Any], found: dict[str, tuple[int, int]]) -> bool:
     shard = record["frame"]["shard"]
-    stat = found.get(f"{os.path.dirname(shard['path'])}/{shard['source']}")
-    return stat is not None and stat.st_size == shard["source_bytes"]
+    facts = found.get(f"{os.path.dirname(shard['path'])}/{shard['source']}")
+    return facts is not None and facts[0] == shard["source_bytes"]
 
 
 def _stands(state: _State, known: shards.Source) -> bool:
     """Whether a shard is there as the index has it, as far as can be told without reading its pixels."""
-    path = state.destination / known.shard
-    try:
-        if path.stat().st_size != state.index.frames[known.shard].shard.bytes:
-            return False
-    except OSError:
+    size, _ = state.there.get(known.shard, (None, None))
+    if size != state.index.frames[known.shard].shard.bytes:
         return False
     # A run that was killed may have packed a changed file that has since been changed back.
-    return state.finished or shards.read_record(path) == state.index.record(known.shard)
+    return state.finished or shards.read_record(state.destination / known.shard) == state.index.record(known.shard)
 
 
 def _carry_out(state: _State, progress: Progress) -> PackResult:
@@ -252,7 +259,7 @@ def _carry_out(state: _State, progress: Progress) -> PackResult:
     for kind in ("short", "long"):
         (destination / kind).mkdir(exist_ok=True)
     if (destination / shards.INDEX).exists():
-        os.replace(destination / shards.INDEX, destination / shards.UNFINISHED)
+        (destination / shards.INDEX).replace(destination / shards.UNFINISHED)
     _remove_partials(destination)
     kept, decoded, done, total = len(state.frames), 0, 0, len(state.jobs)
     if total:
@@ -344,16 +351,22 @@ def _shard_of(name: str) -> str:
     return os.path.splitext(name)[0] + ".parquet"
 
 
-def _remove_partials(destination: Path) -> None:
-    """Remove what killed runs have left half written."""
-    for folder in (destination, destination / "short", destination / "long"):
-        for path in folder.glob(".*.partial"):
-            path.unlink(missing_ok=True)
+def _remove_partials(destination: AnyPath) -> None:
+    """Remove what killed runs have left half written; an object store shows nothing of that."""
+    for name in storage.files_below(destination) if isinstance(destination, Path) else ():
+        if os.path.basename(name).startswith(".") and name.endswith(".partial"):
+            (destination / name).unlink(missing_ok=True)
 
 
 @contextmanager
-def _locked(destination: Path) -> Iterator[None]:
-    """Keep other runs out of a folder; the system lets go of it however this process ends."""
+def _locked(destination: AnyPath) -> Iterator[None]:
+    """Keep other runs out of a folder; the system lets go of it however this process ends.
+
+    An object store has no locks: two runs there do the same work twice and write the same shards.
+    """
+    if isinstance(destination, Remote):
+        yield
+        return
     destination.mkdir(parents=True, exist_ok=True)
     with open(destination / shards.LOCK, "w") as file:
         try:
@@ -368,12 +381,19 @@ def _locked(destination: Path) -> Iterator[None]:
 
 def pack_file(job: Job, destination: str, tile: int) -> Outcome:
     """One raw file to its shard, unless the shard is there."""
-    path, shard = Path(job.path), _shard_of(job.name)
     try:
-        stat = path.stat()
-        xxh128 = shards.file_xxh128(path)
+        source = storage.path(job.path)
+        with storage.local(source) as here:
+            return _pack_file(job, source, here, storage.path(destination), tile)
     except OSError as error:
-        return Outcome(None, None, error.strerror, True)
+        return Outcome(None, None, error.strerror or str(error), True)
+    except InputError as error:  # an object store's refusal
+        return Outcome(None, None, str(error).removeprefix(f"{job.path}: "), True)
+
+
+def _pack_file(job: Job, path: AnyPath, here: Path, destination: AnyPath, tile: int) -> Outcome:
+    """`pack_file`, with the file on this machine."""
+    shard, stat, xxh128 = _shard_of(job.name), path.stat(), shards.file_xxh128(here)
     source = shards.Source(stat.st_size, stat.st_mtime_ns, xxh128, shard, "")
     as_known = job.known is not None and job.known.xxh128 == xxh128
     if as_known and job.known.reason:
@@ -382,10 +402,10 @@ def pack_file(job: Job, destination: str, tile: int) -> Outcome:
     if there is not None:
         return Outcome(source, there, "", False)
     try:
-        frame, pixels, side = _decode(path, job.name.startswith("long/"), tile)
+        frame, pixels, side = _decode(here, job.name.startswith("long/"), tile)
         now = path.stat()
     except InputError as error:
-        reason = str(error).removeprefix(f"{path}: ")
+        reason = str(error).removeprefix(f"{here}: ")
         return Outcome(_failed(source, reason), None, reason, True)
     except (OSError, MemoryError) as error:  # no fault of the file's content
         return Outcome(None, None, getattr(error, "strerror", None) or "not enough memory to decode it", True)
@@ -399,7 +419,7 @@ def pack_file(job: Job, destination: str, tile: int) -> Outcome:
     packed = shards.ShortFrame(shard=entry, height=frame.height, width=frame.width, **known)
     record = shards.shard_record(packed, xxh128, tile, rendering_record())
     try:
-        size, digest = shards.write_shard(Path(destination, shard), pixels, side, record)
+        size, digest = shards.write_shard(destination / shard, pixels, side, record)
     except OSError as error:
         return Outcome(None, None, error.strerror or str(error), True, full=True)
     return Outcome(source, shards.recorded_frame(record, size, digest), "", True)
@@ -409,16 +429,18 @@ def _failed(source: shards.Source, reason: str) -> shards.Source:
     return dataclasses.replace(source, shard="", reason=reason)
 
 
-def _there(job: Job, source: shards.Source, shard_xxh128: str, destination: str, tile: int) -> shards.ShortFrame | None:
+def _there(
+    job: Job, source: shards.Source, shard_xxh128: str, destination: AnyPath, tile: int
+) -> shards.ShortFrame | None:
     """The entry of a shard that is there already and of this raw file, by what it says of itself."""
-    path = Path(destination, source.shard)
+    path = destination / source.shard
     record = shards.read_record(path) if job.take_over else None
     if record is None:
         return None
     try:
         shard = record["frame"]["shard"]
         said = (record["version"], record["tile"], record["source_xxh128"], shard["source"], shard["path"])
-        if said != (shards.VERSION, tile, source.xxh128, Path(job.path).name, source.shard):
+        if said != (shards.VERSION, tile, source.xxh128, job.path.rpartition("/")[2], source.shard):
             return None
         if job.name.startswith("long/") and record["rendering"] != rendering_record():
             return None

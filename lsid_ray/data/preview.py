@@ -5,17 +5,18 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from lsid_ray import storage
 from lsid_ray.data.catalog import Pair, read_catalog
 from lsid_ray.data.shards import PackedPair, Shards, open_shards, read_index
 from lsid_ray.errors import InputError
 from lsid_ray.raw.develop import plain_rendering, read_and_render, upright
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import amplification_ratio, black_mosaic
+from lsid_ray.storage import AnyPath
 
 WIDTH, HEIGHT, TEXT = 420, 300, 58  # of a picture and of the lines below a pair, in pixels
 GAP = 12
@@ -34,13 +35,16 @@ class _Exposures:
 
 
 def contact_sheet(
-    path: Path, out: Path, count: int, progress: Callable[[int, int], None] = lambda done, total: None
+    path: AnyPath, out: AnyPath, count: int, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[str, ...]:
     """Write a picture of `count` pairs of a data set: a folder of raw files (short/, long/), or of shards.
 
     One pair of each scene before a second of any, every split among them. Returns what could not be shown, each
     with its reason; their places say so too. Raises InputError when `path` is neither, or nothing can be shown.
     """
+    kind = Image.registered_extensions().get(out.suffix.lower())
+    if kind not in Image.SAVE:
+        raise InputError(f"--out {out}: expected a picture's name, such as preview.png")
     if (path / "index.json").exists():
         splits = sorted({pair.split for pair in read_index(path).pairs})
         shards = open_shards(path, splits)
@@ -69,14 +73,8 @@ def contact_sheet(
         row, column = divmod(number, columns)
         sheet.paste(cell, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
     out.parent.mkdir(parents=True, exist_ok=True)
-    partial_file = out.with_name(f".{out.stem}.{os.getpid()}{out.suffix}")
-    try:
-        sheet.save(partial_file)
-        os.replace(partial_file, out)
-    except ValueError as error:
-        raise InputError(f"--out {out}: expected a picture's name, such as preview.png ({error})") from None
-    finally:
-        partial_file.unlink(missing_ok=True)
+    with storage.writing(out) as file:
+        sheet.save(file, format=kind)
     return tuple(failures)
 
 
@@ -97,8 +95,9 @@ def _from_shards(shards: Shards, pair: PackedPair) -> _Exposures:
 
 
 def _from_files(pair: Pair) -> _Exposures:
-    short = read_raw(pair.short)
-    long, rendering = read_and_render(pair.long)
+    with storage.local(pair.short) as short_file, storage.local(pair.long) as long_file:
+        short = read_raw(short_file)
+        long, rendering = read_and_render(long_file)
     if short.exposure_s is None or long.exposure_s is None:
         raise InputError("no exposure time in the file nor in its name (10003_00_0.04s)")
     return _Exposures(short, amplification_ratio(long.exposure_s, short.exposure_s), rendering)

@@ -15,21 +15,25 @@ import hashlib
 import json
 import math
 import os
-import uuid
+import tempfile
 from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import Any, BinaryIO, Literal
 
+import diskcache
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
+from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame
 from lsid_ray.raw.mosaic import pack_black, phase_padding, unpack
+from lsid_ray.storage import AnyPath, Remote
 
 VERSION = 3  # raised when the same raw file gives another shard
 TILE = 256  # packed pixels a side; a long's tiles are as many blocks of sensels
@@ -178,6 +182,8 @@ class Shards:
     pairs: tuple[PackedPair, ...]
     rendering: dict[str, Any]
     """LibRaw's version and parameters of the long exposures."""
+    cache_gb: float = 0.0
+    """GiB that each node may keep of tiles from an object store."""
 
     @property
     def digest(self) -> str:
@@ -187,11 +193,11 @@ class Shards:
 
     def short_window(self, pair: PackedPair, y: int, x: int, height: int, width: int) -> np.ndarray:
         """(C, height, width) uint16 of the packed planes, from (y, x)."""
-        return read_window(self.folder, pair.short.shard, y, x, height, width)
+        return read_window(self.folder, pair.short.shard, y, x, height, width, self.cache_gb)
 
     def long_window(self, pair: PackedPair, y: int, x: int, height: int, width: int) -> np.ndarray:
         """(3, height, width) uint16 of the reference rendering, from sensel (y, x)."""
-        return read_window(self.folder, pair.long, y, x, height, width)
+        return read_window(self.folder, pair.long, y, x, height, width, self.cache_gb)
 
     def planes(self, pair: PackedPair) -> np.ndarray:
         """The whole short: (C, h, w) uint16."""
@@ -210,29 +216,24 @@ def tiles(shape: tuple[int, int, int], side: int) -> Iterator[tuple[int, int, in
             yield y, x, channels, min(side, height - y), min(side, width - x)
 
 
-def write_shard(path: Path, pixels: np.ndarray, tile: int, record: dict[str, Any]) -> tuple[int, str]:
+def write_shard(path: AnyPath, pixels: np.ndarray, tile: int, record: dict[str, Any]) -> tuple[int, str]:
     """Write (C, H, W) uint16 in tiles of at most `tile` a side; complete or absent. Returns bytes and hash.
 
     `record`, plain JSON values, stands among the file's metadata: see `read_record`. Deterministic: the same
     arguments give the same file. Raises OSError when it cannot be written.
     """
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.partial")  # nodes that share a disk number alike
-    try:
-        with open(partial, "wb") as file:
-            hashed = _Hashed(file)
-            with pq.ParquetWriter(
-                hashed, SCHEMA, compression=COMPRESSION, use_dictionary=False, write_statistics=False
-            ) as writer:
-                for y, x, channels, height, width in tiles(pixels.shape, tile):
-                    part = _in_bytes(pixels[:, y : y + height, x : x + width])
-                    columns = [pa.array([number], pa.int32()) for number in (y, x, channels, height, width)]
-                    ends = pa.py_buffer(np.array([0, part[0].nbytes], np.int32))
-                    columns += [pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(p)]) for p in part]
-                    writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
-                writer.add_key_value_metadata({RECORD: json.dumps(record, sort_keys=True)})
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+    with storage.writing(path) as file:
+        hashed = _Hashed(file)
+        with pq.ParquetWriter(
+            hashed, SCHEMA, compression=COMPRESSION, use_dictionary=False, write_statistics=False
+        ) as writer:
+            for y, x, channels, height, width in tiles(pixels.shape, tile):
+                part = _in_bytes(pixels[:, y : y + height, x : x + width])
+                columns = [pa.array([number], pa.int32()) for number in (y, x, channels, height, width)]
+                ends = pa.py_buffer(np.array([0, part[0].nbytes], np.int32))
+                columns += [pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(p)]) for p in part]
+                writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+            writer.add_key_value_metadata({RECORD: json.dumps(record, sort_keys=True)})
     return hashed.size, hashed.digest.hexdigest()
 
 
@@ -274,10 +275,10 @@ def shard_record(frame: ShortFrame, source_xxh128: str, tile: int, rendering: di
     return json.loads(json.dumps(record))
 
 
-def read_record(path: Path) -> dict[str, Any] | None:
+def read_record(path: AnyPath) -> dict[str, Any] | None:
     """The `record` that `write_shard` was given; None for what is missing or no such shard."""
     try:
-        return json.loads(pq.read_metadata(path).metadata[RECORD])
+        return json.loads(pq.read_metadata(storage.parquet_source(path)).metadata[RECORD])
     except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are ValueErrors
         return None
 
@@ -287,97 +288,135 @@ def recorded_frame(record: dict[str, Any], size: int, xxh128: str) -> ShortFrame
     return _frame({**record["frame"], "shard": {**record["frame"]["shard"], "bytes": size, "xxh128": xxh128}})
 
 
-def check_shard(folder: str | Path, shard: ShardFile, record: dict[str, Any]) -> str:
+def check_shard(folder: str | AnyPath, shard: ShardFile, record: dict[str, Any]) -> str:
     """What is wrong with a shard, empty when nothing is: its size, hash, record and every tile are looked at."""
-    path = Path(folder, shard.path)
     try:
-        size = path.stat().st_size
-        if size != shard.bytes:
-            return f"has {size} bytes, {shard.bytes} by the index"
-        if file_xxh128(path) != shard.xxh128:
-            return "its bytes are not those of the index (xxh128)"
-        if read_record(path) != record:
-            return "what it says of itself is not what the index says"
-        with pq.ParquetFile(path) as file:
-            expected = list(tiles(shard.shape, shard.tile))
-            if file.num_row_groups != len(expected):
-                return f"has {file.num_row_groups} tiles, {len(expected)} by the index"
-            for group, tile in enumerate(expected):
-                row = file.read_row_group(group)
-                there = tuple(row[name][0].as_py() for name in PLACE)
-                sizes = [row[name][0].as_buffer().size for name in BYTES]
-                if row.num_rows != 1 or there != tile or sizes != 2 * [math.prod(tile[2:])]:
-                    return f"tile {group} is {there} with {sum(sizes)} bytes, {tile} by the index"
+        with storage.local(storage.path(folder) / shard.path) as path:
+            return _check_shard(path, shard, record)
     except FileNotFoundError:
         return "is missing"
     except (OSError, ValueError, KeyError) as error:
         return f"cannot be read ({error})"
+
+
+def _check_shard(path: Path, shard: ShardFile, record: dict[str, Any]) -> str:
+    size = path.stat().st_size
+    if size != shard.bytes:
+        return f"has {size} bytes, {shard.bytes} by the index"
+    if file_xxh128(path) != shard.xxh128:
+        return "its bytes are not those of the index (xxh128)"
+    if read_record(path) != record:
+        return "what it says of itself is not what the index says"
+    with pq.ParquetFile(path) as file:
+        expected = list(tiles(shard.shape, shard.tile))
+        if file.num_row_groups != len(expected):
+            return f"has {file.num_row_groups} tiles, {len(expected)} by the index"
+        for group, tile in enumerate(expected):
+            row = file.read_row_group(group)
+            there = tuple(row[name][0].as_py() for name in PLACE)
+            sizes = [row[name][0].as_buffer().size for name in BYTES]
+            if row.num_rows != 1 or there != tile or sizes != 2 * [math.prod(tile[2:])]:
+                return f"tile {group} is {there} with {sum(sizes)} bytes, {tile} by the index"
     return ""
 
 
-def file_xxh128(path: Path) -> str:
+def file_xxh128(path: AnyPath) -> str:
     """Hash of a file's content, in hexadecimal; of XXH3, ten times as fast as sha256, but no guard against forgery."""
     digest = xxhash.xxh3_128()
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         while chunk := file.read(1 << 20):
             digest.update(chunk)
     return digest.hexdigest()
 
 
 @lru_cache(maxsize=4096)
-def _footer(path: str, xxh128: str) -> pq.FileMetaData:
-    return pq.read_metadata(path)
+def _footer(path: AnyPath, xxh128: str) -> pq.FileMetaData:
+    return pq.read_metadata(storage.parquet_source(path))
 
 
-def read_window(folder: str, shard: ShardFile, y: int, x: int, height: int, width: int) -> np.ndarray:
+@lru_cache(maxsize=1)
+def _cache(size_gb: float) -> diskcache.Cache:
+    """Of this node: shared by its processes, the least recently used goes first."""
+    folder = Path(tempfile.gettempdir(), f"lsid-tiles-{os.getuid()}")
+    return diskcache.Cache(str(folder), size_limit=int(size_gb * 2**30), eviction_policy="least-recently-used")
+
+
+def _tiles(
+    path: AnyPath, shard: ShardFile, wanted: Iterable[list[int]], cache_gb: float
+) -> Iterator[dict[int, tuple[Any, ...]]]:
+    """Low and high bytes of some tiles at a time, by the numbers of their row groups.
+
+    Of a shard in an object store they come by ranges, in as few as it takes, or from the node's cache.
+    """
+    away = isinstance(path, Remote)
+    cache = _cache(cache_gb) if away and cache_gb else None
+    with ExitStack() as opened:
+        file = None
+        for numbers in wanted:
+            found = {} if cache is None else {number: cache.get((shard.xxh128, number)) for number in numbers}
+            missing = [number for number in numbers if found.get(number) is None]
+            if missing:
+                if file is None:
+                    source, footer = storage.parquet_source(path), _footer(path, shard.xxh128)
+                    file = opened.enter_context(pq.ParquetFile(source, metadata=footer, pre_buffer=away))
+                groups = file.read_row_groups(missing, columns=BYTES)
+                for place, number in enumerate(missing):
+                    found[number] = tuple(groups[name][place].as_buffer() for name in BYTES)
+                    if cache is not None:
+                        cache.set((shard.xxh128, number), tuple(part.to_pybytes() for part in found[number]))
+            yield found
+
+
+def read_window(
+    folder: str, shard: ShardFile, y: int, x: int, height: int, width: int, cache_gb: float = 0.0
+) -> np.ndarray:
     """(C, height, width) uint16 from (y, x) of a shard; reads only the tiles that the window touches.
 
-    Raises: ValueError for a window that leaves the frame, OSError for a shard that is not whole.
+    cache_gb: GiB that this node may keep of tiles from an object store. Raises: ValueError for a window that leaves
+    the frame, OSError for a shard that is not whole.
     """
     channels, rows, columns = shard.shape
     if not (0 <= y <= y + height <= rows and 0 <= x <= x + width <= columns):
         raise ValueError(f"{shard.path}: the window {height}x{width} at ({y}, {x}) leaves {rows}x{columns}")
-    path, tile = os.path.join(folder, shard.path), shard.tile
+    path, tile = storage.path(folder) / shard.path, shard.tile
     window = np.empty((channels, height, width), np.uint16)
-    with pq.ParquetFile(path, metadata=_footer(path, shard.xxh128)) as file:
-        for row in range(y // tile, -(-(y + height) // tile)):
-            for column in range(x // tile, -(-(x + width) // tile)):
-                group = file.read_row_group(row * -(-columns // tile) + column, columns=BYTES)
-                top, left = row * tile, column * tile
-                shape = (channels, min(tile, rows - top), min(tile, columns - left))
-                y0, y1 = max(y, top), min(y + height, top + shape[1])
-                x0, x1 = max(x, left), min(x + width, left + shape[2])
-                there = window[:, y0 - y : y1 - y, x0 - x : x1 - x]
-                inside = (slice(None), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-                low, high = (
-                    np.frombuffer(group[name][0].as_buffer(), np.uint8).reshape(shape)[inside] for name in BYTES
-                )
-                np.left_shift(high, 8, out=there, dtype=np.uint16)
-                there |= low
+    across = -(-columns // tile)
+    touched = [
+        [row * across + column for column in range(x // tile, -(-(x + width) // tile))]
+        for row in range(y // tile, -(-(y + height) // tile))
+    ]
+    for parts in _tiles(path, shard, touched, cache_gb):
+        for number, part in parts.items():
+            top, left = (place * tile for place in divmod(number, across))
+            shape = (channels, min(tile, rows - top), min(tile, columns - left))
+            y0, y1 = max(y, top), min(y + height, top + shape[1])
+            x0, x1 = max(x, left), min(x + width, left + shape[2])
+            there = window[:, y0 - y : y1 - y, x0 - x : x1 - x]
+            inside = (slice(None), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+            low, high = (np.frombuffer(values, np.uint8).reshape(shape)[inside] for values in part)
+            np.left_shift(high, 8, out=there, dtype=np.uint16)
+            there |= low
     return window
 
 
-def write_index(folder: Path, index: Index) -> None:
+def write_index(folder: AnyPath, index: Index) -> None:
     """Write index.json: complete or absent."""
     entries = asdict(index)
     for entry, pair in zip(entries["pairs"], index.pairs, strict=True):
         entry |= {"short": pair.short.shard.path, "long": pair.long.path}
-    partial = folder / f".{INDEX}.partial"
-    try:
-        partial.write_text(json.dumps({"version": VERSION, **entries}, indent=1, sort_keys=True))
-        os.replace(partial, folder / INDEX)
-    finally:
-        partial.unlink(missing_ok=True)
+    with storage.writing(folder / INDEX) as file:
+        file.write(json.dumps({"version": VERSION, **entries}, indent=1, sort_keys=True).encode())
 
 
-def read_index(folder: str | Path, name: str = INDEX) -> Index:
+def read_index(folder: str | AnyPath, name: str = INDEX) -> Index:
     """index.json as written; `name` may be UNFINISHED.
 
     Raises: InputError when it is missing, broken, or of another version.
     """
-    path = Path(folder) / name
+    folder = storage.path(folder)
+    path = folder / name
     if not path.is_file():
-        if any((Path(folder) / begun).exists() for begun in (UNFINISHED, LOCK)):
+        if any((folder / begun).exists() for begun in (UNFINISHED, LOCK)):
             raise InputError(f"{folder} holds no {INDEX}, its packing is unfinished: run jobs/pack.py pack to its end")
         raise InputError(f"{folder} holds no {INDEX}: expected shards, as jobs/pack.py writes them")
     try:
@@ -408,16 +447,13 @@ def read_index(folder: str | Path, name: str = INDEX) -> Index:
         raise InputError(f"{path} is not whole ({error}): pack the raw files again") from None
 
 
-def strays(folder: Path, index: Index) -> list[str]:
+def strays(folder: AnyPath, index: Index) -> list[str]:
     """Files in a folder of shards that its index does not name."""
-    files = {
-        os.path.relpath(os.path.join(place, name), folder) for place, _, names in os.walk(folder) for name in names
-    }
-    return sorted(files - {*index.frames, INDEX, LOCK})
+    return sorted(storage.files_below(folder).keys() - {*index.frames, INDEX, LOCK})
 
 
-def open_shards(folder: str | Path, splits: Iterable[Split]) -> Shards:
-    """The pairs of the named splits, without reading a pixel.
+def open_shards(folder: str | AnyPath, splits: Iterable[Split], cache_gb: float = 0.0) -> Shards:
+    """The pairs of the named splits, without reading a pixel. cache_gb: as `Shards` has it.
 
     Raises: InputError as `read_index`, and when a split holds no pair.
     """
@@ -428,7 +464,7 @@ def open_shards(folder: str | Path, splits: Iterable[Split]) -> Shards:
         if not chosen:
             raise InputError(f"{folder} holds no pair of the {split} split")
         pairs += chosen
-    return Shards(str(folder), tuple(pairs), index.rendering)
+    return Shards(str(folder), tuple(pairs), index.rendering, cache_gb)
 
 
 def _frame(entry: dict[str, Any]) -> ShortFrame:

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
@@ -9,26 +10,33 @@ import ray.data
 from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
+from lsid_ray import storage
 from lsid_ray.cluster import READER_CPUS
-from lsid_ray.data.schedule import Schedule
+from lsid_ray.data.schedule import Sample, Schedule
 from lsid_ray.data.shards import Shards
 from lsid_ray.raw.color import srgb_from_camera
+from lsid_ray.storage import Remote
 
 BLOCK_BYTES = 32 << 20  # blocks of 134 MB stream 2.5 times slower than blocks of 64 MB (2 cores, ray 2.60)
 STEPS_A_BLOCK = 16  # at most: Ray spends milliseconds on a block, however small
 READ_AHEAD_STEPS = 2 * STEPS_A_BLOCK
 READ_AHEAD_LEAST_BYTES = 64 << 20
 NUMBERING_CPUS = 0.01  # `ray.data.range` would hold a whole one
+LEAST_SHARE = 1e-4  # that Ray can take of a resource
+THREADS_AWAY = 16  # of a reader of shards in an object store
 NUMBERS_AT_ONCE = 1 << 16
 TURN_S = 0.02  # of Ray's scheduling loop, at least; each turn takes in all blocks that are ready
 
 
-def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_workers: int, readers: int = 1) -> Dataset:
+def training_stream(
+    shards: Shards, schedule: Schedule, start_step: int, num_workers: int, readers: int = 1, readers_on: str = ""
+) -> Dataset:
     """All remaining steps of a run as one dataset, so that no epoch waits for the next one's plan.
 
     Every block holds one worker's parts of some steps, or a part of them, and Ray, told to preserve the order, hands
     blocks out in turn: so the samples of a step are the same for any number of workers. `check_order` holds it to
-    that. The last steps may be followed by repetitions of the last one, which fill its block.
+    that. The last steps may be followed by repetitions of the last one, which fill its block. readers, readers_on: as
+    `config.Cluster` has them.
 
     Columns, for a crop of s packed pixels (C, k and r as in `model.inputs.Batch`): number () int64, name,
     short (C, s+r, s+r) uint16, long (3, k(s+r), k(s+r)) uint16, black (C, r, r) float32 DN, white () float32 DN,
@@ -46,6 +54,7 @@ def training_stream(shards: Shards, schedule: Schedule, start_step: int, num_wor
         # may shrink; starting one again costs seconds of a core.
         compute=ActorPoolStrategy(size=readers),
         num_cpus=READER_CPUS,
+        resources={readers_on: LEAST_SHARE} if readers_on else {},
     )
     stream.context.custom_execution_callback_classes = [_Paced]
     return stream
@@ -101,29 +110,31 @@ class _Reader:
 
     def __init__(self, shards: Shards, schedule: Schedule):
         self.shards, self.schedule = shards, schedule
+        away = isinstance(storage.path(shards.folder), Remote)  # where one waits, and for many at once no longer
+        self.map = ThreadPoolExecutor(THREADS_AWAY).map if away else map
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        numbers, shards, schedule = batch["number"], self.shards, self.schedule
-        side, block = schedule.side, schedule.layout.block
-        columns: dict[str, list] = {name: [] for name in COLUMNS}
-        for number, sample in zip(numbers, schedule.samples(numbers), strict=True):
-            pair = shards.pairs[sample.pair]
-            top, _, left, _ = pair.short.padding
-            values = (
-                number,
-                pair.name,
-                shards.short_window(pair, sample.y, sample.x, side, side),
-                shards.long_window(pair, block * sample.y - top, block * sample.x - left, block * side, block * side),
-                pair.short.plane_black,
-                np.float32(pair.short.white),
-                np.asarray(pair.short.white_balance, np.float32),
-                srgb_from_camera(pair.short.color_matrix).astype(np.float32),
-                np.float32(pair.ratio),
-                np.array([sample.flip_rows, sample.flip_columns, sample.transpose]),
-            )
-            for column, value in zip(columns.values(), values, strict=True):
-                column.append(value)
-        return {name: np.stack(column) for name, column in columns.items()}
+        rows = list(self.map(self._row, batch["number"], self.schedule.samples(batch["number"])))
+        return {name: np.stack(column) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)}
+
+    def _row(self, number: np.int64, sample: Sample) -> tuple[Any, ...]:
+        """The columns of one sample."""
+        side, block = self.schedule.side, self.schedule.layout.block
+        pair = self.shards.pairs[sample.pair]
+        top, _, left, _ = pair.short.padding
+        y, x = block * sample.y - top, block * sample.x - left
+        return (
+            number,
+            pair.name,
+            self.shards.short_window(pair, sample.y, sample.x, side, side),
+            self.shards.long_window(pair, y, x, block * side, block * side),
+            pair.short.plane_black,
+            np.float32(pair.short.white),
+            np.asarray(pair.short.white_balance, np.float32),
+            srgb_from_camera(pair.short.color_matrix).astype(np.float32),
+            np.float32(pair.ratio),
+            np.array([sample.flip_rows, sample.flip_columns, sample.transpose]),
+        )
 
 
 COLUMNS = ("number", "name", "short", "long", "black", "white", "white_balance", "colors", "ratio", "flips")

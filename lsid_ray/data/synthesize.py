@@ -3,7 +3,6 @@
 import hashlib
 import json
 import os
-import shutil
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
@@ -12,12 +11,14 @@ from pathlib import Path
 import numpy as np
 import skimage
 
+from lsid_ray import storage
 from lsid_ray.data.catalog import RAW_SUFFIXES, SPLITS
 from lsid_ray.data.photograph import PHOTO_SUFFIXES, SMALLEST_SIDE, photograph_frame
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.mosaic import MAX_RATIO, amplification_ratio
 from lsid_ray.raw.noise import short_exposure
+from lsid_ray.storage import AnyPath
 
 LONG_S = 10.0
 FORMAT = 1  # raised when the same options give other files
@@ -44,9 +45,9 @@ GAIN_LEAST, GAIN_GREATEST = (1.711, 1.785), (2.742, 3.102)
 class Synthesis:
     """What to make of which photographs."""
 
-    out: Path
+    out: str
     """The data set's folder, to be made; it will hold short/, long/ and synthesis.json."""
-    photos: tuple[Path, ...] = ()
+    photos: tuple[str, ...] = ()
     """Photographs, or folders of them: PNG, JPEG, TIFF or raw files. None: scikit-image's own."""
     seed: int = 6
     """Of splits, ISOs, white balances and noise. With 6, scikit-image's cat and coffee are for test."""
@@ -81,7 +82,7 @@ class Outcome:
     scenes: tuple[Scene, ...]
     made: bool
     """False when the folder already held exactly this data set."""
-    ignored: tuple[Path, ...]
+    ignored: tuple[AnyPath, ...]
     """Files in the given folders that are no photographs."""
 
 
@@ -97,6 +98,7 @@ def synthesize(
     unreadable or with a side below 64 pixels, and a folder that holds anything else.
     """
     _check(config)
+    out = storage.path(config.out)
     photos, ignored = _find_photos(config.photos)
     scenes = _scenes(photos, config.seed)
     record = {  # only what JSON gives back as it was
@@ -108,15 +110,13 @@ def synthesize(
         "scenes": [asdict(scene) | {"white_balance": list(scene.white_balance)} for scene, _ in scenes],
     }
     outcome = Outcome(tuple(scene for scene, _ in scenes), True, tuple(ignored))
-    if _already_made(config.out, record):
+    if _already_made(out, record):
         return replace(outcome, made=False)
-    unfinished = config.out.with_name(f".{config.out.name}.unfinished-{os.getpid()}")
-    shutil.rmtree(unfinished, ignore_errors=True)  # of a killed run; containers number processes alike
-    try:
+    with storage.writing_folder(out, last=RECORD) as unfinished:
         for folder in ("short", "long"):
-            (unfinished / folder).mkdir(parents=True)
+            (unfinished / folder).mkdir()
 
-        def make(entry: tuple[Scene, Path]) -> None:
+        def make(entry: tuple[Scene, AnyPath]) -> None:
             _make_scene(unfinished, config, *entry)
             on_scene(entry[0])
 
@@ -126,14 +126,12 @@ def synthesize(
         finally:
             pool.shutdown(cancel_futures=True)
         (unfinished / RECORD).write_text(json.dumps(record, indent=1) + "\n")
-        os.replace(unfinished, config.out)
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
     return outcome
 
 
-def _make_scene(root: Path, config: Synthesis, scene: Scene, photo: Path) -> None:
-    clean = photograph_frame(photo, scene.white_balance, config.max_side)
+def _make_scene(root: Path, config: Synthesis, scene: Scene, photo: AnyPath) -> None:
+    with storage.local(photo) as here:
+        clean = photograph_frame(here, scene.white_balance, config.max_side)
     clean = replace(clean, iso=float(scene.iso), exposure_s=LONG_S)
     write_dng(root / "long" / f"{scene.name}_00_{LONG_S:g}s.dng", clean)
     for ratio in config.ratios:
@@ -152,7 +150,7 @@ def _make_scene(root: Path, config: Synthesis, scene: Scene, photo: Path) -> Non
             write_dng(root / "short" / f"{scene.name}_{number:02d}_{exposure}s.dng", short)
 
 
-def _scenes(photos: list[tuple[str, Path]], seed: int) -> list[tuple[Scene, Path]]:
+def _scenes(photos: list[tuple[str, AnyPath]], seed: int) -> list[tuple[Scene, AnyPath]]:
     """Scenes in the order of their numbers; a fifth to test, an eighth to validate, but at least one each."""
     photos = sorted(photos)
     order = np.random.default_rng(seed).permutation(len(photos))
@@ -177,13 +175,13 @@ def _generator(seed: int, *keys: str | int) -> np.random.Generator:
     return np.random.default_rng(int.from_bytes(digest[:16], "big"))
 
 
-def _find_photos(given: tuple[Path, ...]) -> tuple[list[tuple[str, Path]], list[Path]]:
+def _find_photos(given: tuple[str, ...]) -> tuple[list[tuple[str, AnyPath]], list[AnyPath]]:
     """(hash, path) of each photograph, and the files in the given folders that are none."""
     if not given:
         folder = Path(skimage.__file__).parent / "data"
-        given = tuple(folder / name for name in BUNDLED)
+        given = tuple(str(folder / name) for name in BUNDLED)
     found, ignored = [], []
-    for path in given:
+    for path in map(storage.path, given):
         if not path.exists():
             raise InputError(f"photographs {path}: no such file or folder")
         inside = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
@@ -192,7 +190,7 @@ def _find_photos(given: tuple[Path, ...]) -> tuple[list[tuple[str, Path]], list[
             raise InputError(f"photographs {path}: no PNG, JPEG, TIFF or raw file")
         found += photos
         ignored += [file for file in inside if file not in photos]
-    hashed: dict[str, Path] = {}
+    hashed: dict[str, AnyPath] = {}
     for file in found:
         sha256 = hashlib.sha256(file.read_bytes()).hexdigest()
         if sha256 in hashed:
@@ -215,7 +213,7 @@ def _check(config: Synthesis) -> None:
         raise InputError(f"max_side {config.max_side}: expected at least {SMALLEST_SIDE}, or 0 to reduce nothing")
 
 
-def _already_made(out: Path, record: dict[str, object]) -> bool:
+def _already_made(out: AnyPath, record: dict[str, object]) -> bool:
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return False
     try:

@@ -2,13 +2,14 @@
 
 import dataclasses
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any
 
+from lsid_ray import storage
 from lsid_ray.data import shards
 from lsid_ray.data.pack import Progress, bring_up_to_date
 from lsid_ray.data.tasks import over_ray
 from lsid_ray.errors import InputError
+from lsid_ray.storage import AnyPath
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,7 +23,7 @@ class RepairResult:
 
 
 def verify_folder(
-    folder: str | Path,
+    folder: str | AnyPath,
     progress: Progress = lambda done, total: None,
     only: Iterable[str] | None = None,
 ) -> list[tuple[str, str]]:
@@ -31,7 +32,7 @@ def verify_folder(
     Every byte of every shard is read (of those in `only`, when given), over the Ray cluster, and what the index
     does not name is told too. Raises: InputError as `read_index`.
     """
-    folder = Path(folder).absolute()
+    folder = storage.path(folder).absolute()
     index = shards.read_index(folder)
     paths = sorted(index.frames if only is None else set(only) & set(index.frames))
     jobs = [(index.frames[path].shard, index.record(path)) for path in paths]
@@ -45,16 +46,17 @@ def verify_folder(
 
 
 def repair_folder(
-    root: str | Path, destination: str | Path, progress: Progress = lambda done, total: None
+    root: str | AnyPath, destination: str | AnyPath, progress: Progress = lambda done, total: None
 ) -> RepairResult:
     """Pack the broken shards of `destination` again, as they were, and remove stray ones.
 
     As with `pack_folder`, what is new or changed in `root` is packed too. Raises: InputError as `pack_folder` and
     `verify_folder`, and when `root` lacks any of the raw files.
     """
-    root, destination = Path(root).absolute(), Path(destination).absolute()
+    root, destination = storage.path(root).absolute(), storage.path(destination).absolute()
     index = shards.read_index(destination)
-    gone = [name for name in index.sources if not (root / name).exists()]
+    there = {f"{kind}/{name}" for kind in ("short", "long") for name in storage.files_below(root / kind)}
+    gone = sorted(index.sources.keys() - there)
     if gone:
         raise InputError(
             f"{root} lacks {len(gone)} of the raw files that {destination} was packed from, {gone[0]} first: "

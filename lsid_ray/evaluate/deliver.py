@@ -1,12 +1,11 @@
 """A user's own raw files as enhanced photographs: each file for itself, one here or many over the cluster."""
 
 import itertools
-import os
 import time
 import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import PurePosixPath
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ import torch
 from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
+from lsid_ray import storage
 from lsid_ray.cluster import starting_actors
 from lsid_ray.data.catalog import RAW_SUFFIXES
 from lsid_ray.errors import InputError
@@ -28,6 +28,7 @@ from lsid_ray.raw.develop import upright
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import amplification_ratio, pack
 from lsid_ray.raw.ratio import estimate_ratio
+from lsid_ray.storage import AnyPath
 
 THREADS = 4  # of one network on CPUs, where a node has so many; more photographs at once gain more than more threads
 MOST_RATIO = 100_000.0
@@ -72,21 +73,21 @@ class Amplification:
 class Plan:
     """What is to be done of what was asked."""
 
-    todo: tuple[tuple[Path, Path], ...]
+    todo: tuple[tuple[AnyPath, AnyPath], ...]
     """Raw file and its picture."""
-    existing: tuple[Path, ...]
+    existing: tuple[AnyPath, ...]
     """Pictures that are there already."""
-    problems: tuple[tuple[Path, str], ...]
+    problems: tuple[tuple[AnyPath, str], ...]
     """Raw files that cannot be done, each with the reason."""
 
 
-def plan(inputs: list[Path], out: Path, suffix: str, overwrite: bool) -> Plan:
+def plan(inputs: list[AnyPath], out: AnyPath, suffix: str, overwrite: bool) -> Plan:
     """Which pictures to make: of each raw file, and of each raw file below each folder, its folders kept below `out`.
 
     Links to folders are not followed, so that none is walked in circles. Raises InputError for a path that does not
     exist, or a folder without raw files.
     """
-    sources: dict[Path, Path] = {}
+    sources: dict[AnyPath, AnyPath] = {}
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
@@ -97,7 +98,7 @@ def plan(inputs: list[Path], out: Path, suffix: str, overwrite: bool) -> Plan:
             sources |= found
         else:
             sources[path] = out / path.with_suffix(suffix).name
-    wanted: dict[Path, list[Path]] = {}
+    wanted: dict[AnyPath, list[AnyPath]] = {}
     for source, target in sources.items():
         wanted.setdefault(target, [])
         if not any(source.samefile(other) for other in wanted[target] if source.exists() and other.exists()):
@@ -114,20 +115,19 @@ def plan(inputs: list[Path], out: Path, suffix: str, overwrite: bool) -> Plan:
     return Plan(tuple(todo), tuple(existing), tuple(problems))
 
 
-def _raw_files(folder: Path) -> Iterator[Path]:
-    for parent, folders, names in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in sorted(names):
-            if Path(name).suffix.lower() in RAW_SUFFIXES and not name.startswith("."):
-                yield Path(parent, name)
+def _raw_files(folder: AnyPath) -> Iterator[AnyPath]:
+    for name in sorted(storage.files_below(folder)):
+        inside = PurePosixPath(name)
+        if inside.suffix.lower() in RAW_SUFFIXES and not any(part.startswith(".") for part in inside.parts):
+            yield folder / name
 
 
 @dataclass(frozen=True)
 class Delivered:
     """What became of one raw file."""
 
-    source: Path
-    target: Path
+    source: AnyPath
+    target: AnyPath
     amplified: str
     """By how much, and where that comes from."""
     seconds: float
@@ -136,8 +136,8 @@ class Delivered:
 
 
 def deliver(
-    checkpoint: Path,
-    todo: tuple[tuple[Path, Path], ...],
+    checkpoint: AnyPath,
+    todo: tuple[tuple[AnyPath, AnyPath], ...],
     amplification: Amplification,
     *,
     memory_bytes: int = MEMORY_BYTES,
@@ -196,17 +196,19 @@ class _Enhancer:
         self.label, self.amplification, self.memory_bytes = label, amplification, memory_bytes
 
     def __call__(self, row: dict[str, str]) -> dict[str, Any]:
-        source, target = Path(row["source"]), Path(row["target"])
+        source, target = storage.path(row["source"]), storage.path(row["target"])
+        here = source
         start = time.perf_counter()
         amplified = error = ""
         try:
-            frame = read_raw(source)
+            with storage.local(source) as here:
+                frame = read_raw(here)
             ratio, amplified = self.amplification.for_frame(frame)
             image = photograph(self.generator, frame, ratio, self.device, self.memory_bytes)
             target.parent.mkdir(parents=True, exist_ok=True)
             write_picture(target, image, frame, f"amplified {amplified}, enhanced by lsid_ray with {self.label}")
         except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as problem:
-            error = str(problem).removeprefix(f"{source}: ") or type(problem).__name__
+            error = str(problem).removeprefix(f"{here}: ") or type(problem).__name__
         return {**row, "amplified": amplified, "seconds": time.perf_counter() - start, "error": error}
 
 

@@ -1,12 +1,10 @@
 """A photograph as a file that any viewer shows: PNG and TIFF with all 16 bits, JPEG with 8, each sRGB with EXIF."""
 
 import io
-import os
 import struct
 import zlib
 from collections.abc import Iterator
 from fractions import Fraction
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -14,9 +12,10 @@ from PIL import Image, ImageCms
 from PIL.ExifTags import IFD, Base
 from PIL.TiffImagePlugin import IFDRational, ImageFileDirectory_v2
 
-from lsid_ray import __version__
+from lsid_ray import __version__, storage
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame
+from lsid_ray.storage import AnyPath
 
 SUFFIXES = (".png", ".tif", ".tiff", ".jpg", ".jpeg")
 JPEG_QUALITY = 95
@@ -28,13 +27,13 @@ DEFLATE = {"strategy": zlib.Z_RLE, "memLevel": 9}
 Exif = dict[int, object]
 
 
-def write_picture(path: Path, image_HW3: np.ndarray, frame: RawFrame, note: str) -> None:
+def write_picture(path: AnyPath, image_HW3: np.ndarray, frame: RawFrame, note: str) -> None:
     """Write `image_HW3` in the format of the path's suffix, one of SUFFIXES in either case.
 
     image_HW3: (H, W, 3) uint16, sRGB, upright. PNG and TIFF hold it exactly, JPEG rounded to 8 bits.
     frame: the camera's frame, of which the file's EXIF tells camera, exposure, lens and time; what is None is
     left out. note: one line that says how the picture was made, the file's ImageDescription in UTF-8.
-    The file is complete or absent: it is written beside `path` and renamed. Raises InputError for another
+    The file is complete or absent. Raises InputError for another
     suffix, ValueError for another shape or dtype, OSError as the file system does.
     """
     suffix = path.suffix.lower()
@@ -43,13 +42,8 @@ def write_picture(path: Path, image_HW3: np.ndarray, frame: RawFrame, note: str)
     if image_HW3.ndim != 3 or image_HW3.shape[2] != 3 or image_HW3.dtype != np.uint16 or image_HW3.size == 0:
         raise ValueError(f"expected (H, W, 3) uint16 with pixels, got {image_HW3.shape} {image_HW3.dtype}")
     write = {".png": _write_png, ".jpg": _write_jpeg, ".jpeg": _write_jpeg}.get(suffix, _write_tiff)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            write(file, image_HW3, _exif(frame, note))
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with storage.writing(path) as file:
+        write(file, image_HW3, _exif(frame, note))
 
 
 def _write_png(file: BinaryIO, image_HW3: np.ndarray, exif: Exif) -> None:

@@ -4,19 +4,20 @@ import csv
 import dataclasses
 import json
 import math
-import os
 import re
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate import page
+from lsid_ray.storage import AnyPath
 
 BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
+REPORT = "report.html"
 ENTRIES = {"report.json", "scores.csv", "report.html", "pictures"}
 METRICS = ("psnr_db", "ssim", "psnr8_db", "ssim8")
 
@@ -126,39 +127,27 @@ def table(summary: dict) -> str:
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def write_report(folder: Path, scores: list[Score], pictures: list[Picture], record: dict) -> Path:
+def write_report(folder: AnyPath, scores: list[Score], pictures: list[Picture], record: dict) -> AnyPath:
     """Write report.json, scores.csv, report.html and pictures/ to `folder`; return report.html's path.
 
     record: what was evaluated and with what (checkpoint, split, commit, hardware, rendering ...), any depth.
     An older report there is replaced as a whole. Raises InputError where the folder holds anything else,
     ValueError for a picture without a score or without one of its four images.
     """
-    folder = Path(folder).resolve()
+    folder = folder.resolve()
     strangers = sorted({entry.name for entry in folder.iterdir()} - ENTRIES) if folder.is_dir() else []
     if strangers:
         raise InputError(f"{folder}: a report takes a folder for itself, this one holds {strangers[0]}")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"{folder}: a report is a folder, this is a file")
     summary = summarize(scores)
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = folder.parent / f".{folder.name}.{os.getpid()}.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    try:
-        (partial / "pictures").mkdir(parents=True)
+    with storage.writing_folder(folder, last=REPORT) as partial:
+        (partial / "pictures").mkdir()
         _write_json(partial / "report.json", scores, summary, record)
         _write_csv(partial / "scores.csv", scores)
         shown = [_show(partial, index, picture, scores) for index, picture in enumerate(pictures, start=1)]
-        (partial / "report.html").write_text(page.render(summary, headline(summary), shown, _jsonable(record)))
-        if folder.exists():
-            older = partial.with_suffix(".older")
-            folder.rename(older)
-            partial.rename(folder)
-            shutil.rmtree(older)
-        else:
-            partial.rename(folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-    return folder / "report.html"
+        (partial / REPORT).write_text(page.render(summary, headline(summary), shown, _jsonable(record)))
+    return folder / REPORT
 
 
 def _statistics(scores: list[Score]) -> dict:

@@ -4,7 +4,6 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from lsid_ray import __version__
+from lsid_ray import __version__, storage
 from lsid_ray.data.shards import PackedPair, Shards, Split, open_shards
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate import metrics
@@ -25,6 +24,7 @@ from lsid_ray.model.checkpoint import load_facts, load_generator
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.develop import plain_rendering
 from lsid_ray.raw.mosaic import layout
+from lsid_ray.storage import AnyPath
 
 
 def at_scale(image_HW3: np.ndarray, pair: PackedPair, scale: int, device: torch.device) -> Tensor:
@@ -52,17 +52,17 @@ def validate(
 class Evaluation:
     """A report that was written."""
 
-    report: Path
+    report: AnyPath
     summary: dict[str, Any]
     left_out: tuple[str, ...]
     """Misaligned pairs that were not scored."""
 
 
 def evaluate(
-    checkpoint: str | Path,
-    folder: str | Path,
+    checkpoint: str | AnyPath,
+    folder: str | AnyPath,
     split: Split,
-    out: str | Path,
+    out: str | AnyPath,
     *,
     memory_bytes: int = MEMORY_BYTES,
     use_gpu: bool = False,
@@ -75,7 +75,7 @@ def evaluate(
     memory_bytes: what one prediction's working memory may take. pictures: of how many frames to show pictures.
     Raises: InputError as `load_generator`, `open_shards` and `write_report`, or when only misaligned pairs are there.
     """
-    checkpoint, folder = Path(checkpoint).resolve(), Path(folder).resolve()  # workers have another folder
+    checkpoint, folder = (storage.path(at).resolve() for at in (checkpoint, folder))  # workers have another folder
     generator, experiment = load_generator(checkpoint)  # a mistake shows here, not in every worker
     shards = open_shards(folder, [split])
     pairs = [pair for pair in shards.pairs if include_misaligned or not pair.misaligned]
@@ -116,7 +116,7 @@ def evaluate(
     }
     scores = [row["score"] for row in ordered]
     shown = [row["picture"] for row in ordered if row["picture"] is not None]
-    return Evaluation(write_report(Path(out), scores, shown, record), summarize(scores), tuple(left_out))
+    return Evaluation(write_report(storage.path(out), scores, shown, record), summarize(scores), tuple(left_out))
 
 
 def _chosen(pairs: list[PackedPair], count: int) -> set[int]:

@@ -14,9 +14,11 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from lsid_ray import storage
 from lsid_ray.config import Experiment, from_json, to_json
 from lsid_ray.errors import InputError
 from lsid_ray.model.generator import Generator
+from lsid_ray.storage import AnyPath
 
 
 def save(
@@ -30,12 +32,12 @@ def save(
     (folder / "checkpoint.json").write_text(json.dumps(facts, indent=2))
 
 
-def load_generator(folder: str | Path) -> tuple[Generator, Experiment]:
+def load_generator(folder: str | AnyPath) -> tuple[Generator, Experiment]:
     """The generator in evaluation mode, on the CPU, and its experiment.
 
     Raises: InputError when the folder is not a checkpoint, or its weights are not of its experiment's shape.
     """
-    folder = Path(folder)
+    folder = storage.path(folder)
     weights, description = folder / "generator.safetensors", folder / "experiment.json"
     for path in (weights, description):
         if not path.is_file():
@@ -43,7 +45,8 @@ def load_generator(folder: str | Path) -> tuple[Generator, Experiment]:
     experiment = from_json(description.read_text(), str(description))
     generator = Generator(experiment.generator)
     try:
-        generator.load_state_dict(load_file(weights))
+        with storage.local(weights) as here:
+            generator.load_state_dict(load_file(here))
     except (SafetensorError, RuntimeError) as error:
         reason = str(error).splitlines()[-1].strip()
         raise InputError(f"{weights} does not fit {description.name} beside it: {reason}") from None
@@ -55,12 +58,12 @@ def load_training(folder: str | Path) -> dict[str, Any]:
     return torch.load(Path(folder) / "training.pt", map_location="cpu", weights_only=True)
 
 
-def load_facts(folder: str | Path) -> dict[str, Any]:
+def load_facts(folder: str | AnyPath) -> dict[str, Any]:
     """Step, epoch and validation scores.
 
     Raises: InputError when they are missing or broken.
     """
-    path = Path(folder) / "checkpoint.json"
+    path = storage.path(folder) / "checkpoint.json"
     try:
         return json.loads(path.read_text())
     except (OSError, ValueError) as error:

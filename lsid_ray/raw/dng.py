@@ -1,11 +1,11 @@
 """A mosaic as an uncompressed DNG that LibRaw reads back as it was."""
 
-import os
 import struct
 from fractions import Fraction
 from pathlib import Path
 from typing import BinaryIO
 
+from lsid_ray import storage
 from lsid_ray.raw.frame import RawFrame
 
 _ORIENTATION = {0: 1, 1: 2, 2: 4, 3: 3, 4: 5, 5: 8, 6: 6, 7: 7}  # LibRaw's flip -> TIFF's orientation
@@ -32,15 +32,9 @@ def write_dng(destination: str | Path | BinaryIO, frame: RawFrame) -> None:
         destination.write(head)
         destination.write(pixels)
         return
-    path = Path(destination)
-    unfinished = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        with unfinished.open("wb") as file:
-            file.write(head)
-            file.write(pixels)
-        os.replace(unfinished, path)
-    finally:
-        unfinished.unlink(missing_ok=True)
+    with storage.writing(Path(destination)) as file:
+        file.write(head)
+        file.write(pixels)
 
 
 def _head(frame: RawFrame) -> bytes:

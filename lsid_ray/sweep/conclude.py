@@ -2,17 +2,18 @@
 
 import csv
 import dataclasses
+import io
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from lsid_ray import cluster, config
+from lsid_ray import cluster, config, storage
 from lsid_ray.errors import PartFailure
 from lsid_ray.evaluate.report import headline
 from lsid_ray.evaluate.score import evaluate
+from lsid_ray.storage import AnyPath
 from lsid_ray.sweep.record import Definition, Trial, clock, read_trials, write_json
 from lsid_ray.sweep.space import ADV_WEIGHT, Parameters, with_parameters
 from lsid_ray.train.launch import Event, train
@@ -27,7 +28,7 @@ class Tested:
     parameters: Parameters
     summary: dict[str, Any]
     """Of `evaluate.report.summarize`."""
-    report: Path
+    report: AnyPath
 
     @property
     def weight(self) -> float:
@@ -72,7 +73,7 @@ def conclude(
         raise PartFailure(f"{definition.folder}: none of {len(trials)} trials came to a validation")
     ranked = sorted(whole, key=lambda trial: -trial.best["psnr_db"])
 
-    def score(run: Path, split: str, out: Path, pictures: int) -> tuple[dict[str, Any], Path]:
+    def score(run: AnyPath, split: str, out: AnyPath, pictures: int) -> tuple[dict[str, Any], AnyPath]:
         with scoring(f"scoring {run.name} on the {split} split") as progress:
             done = evaluate(
                 run / "best", definition.shards, split, out,
@@ -153,10 +154,12 @@ def _write(definition: Definition, winner: Trial, conclusion: Conclusion) -> Non
         }
         for trial in conclusion.trials
     ]
-    with (folder / "trials.csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, rows[0])
+    with storage.writing(folder / "trials.csv") as file:
+        text = io.TextIOWrapper(file, newline="", write_through=True)
+        writer = csv.DictWriter(text, rows[0])
         writer.writeheader()
         writer.writerows(rows)
+        text.detach()
     tested = {"winner": conclusion.winner, "twin": conclusion.twin}
     write_json(
         folder / "sweep.json",

@@ -9,6 +9,7 @@ from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 from PIL import Image
 
+from lsid_ray import storage
 from lsid_ray.sweep.conclude import Conclusion, Tested, short
 from lsid_ray.sweep.record import Trial
 from lsid_ray.sweep.space import ADV_WEIGHT, Dimension
@@ -119,13 +120,15 @@ def pairs(conclusion: Conclusion) -> Figure | None:
         (twin, "output", _title(twin)),
         (winner, "target", "long exposure"),
     ]
-    files = sorted(path.name for path in winner.report.parent.glob("pictures/*_output.png"))
+    names = storage.files_below(winner.report.parent / "pictures")
+    files = sorted(name for name in names if name.endswith("_output.png"))
     scenes = {file.split("_")[1]: file for file in reversed(files)}  # the first of each
     stems = [scenes[scene].removesuffix("_output.png") for scene in sorted(scenes)][:PAIRS_SHOWN]
     if not stems:
         return None
     pictures = [
-        [Image.open(one.report.parent / "pictures" / f"{stem}_{view}.png") for one, view, _ in views] for stem in stems
+        [Image.open((one.report.parent / "pictures" / f"{stem}_{view}.png").open("rb")) for one, view, _ in views]
+        for stem in stems
     ]
     width = 3.4
     heights = [width * row[0].height / row[0].width for row in pictures]

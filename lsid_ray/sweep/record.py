@@ -7,15 +7,15 @@ STORAGE/NAME/trials/trial-000/       each trial: a run as `train.launch` writes 
 
 import dataclasses
 import json
-import os
 import time
 from dataclasses import dataclass
-from pathlib import Path
+from functools import lru_cache
 from typing import Any, Literal
 
-from lsid_ray import config
+from lsid_ray import config, storage
 from lsid_ray.config import Experiment, Sweep
 from lsid_ray.errors import InputError
+from lsid_ray.storage import AnyPath
 from lsid_ray.sweep.space import Dimension, Parameters, with_parameters
 
 DEFINITION = "sweep-definition.json"
@@ -29,7 +29,7 @@ FIXED = ("searcher", "objectives", "scheduler", "grace_epochs", "keep", "trial_e
 class Definition:
     """A sweep, checked."""
 
-    folder: Path
+    folder: AnyPath
     experiment: Experiment
     space: tuple[Dimension, ...]
     sweep: Sweep
@@ -91,7 +91,7 @@ class Trial:
     """What is known of a trial."""
 
     number: int
-    folder: Path
+    folder: AnyPath
     parameters: Parameters
     state: State
     """"running" also of one that a killed sweep has left."""
@@ -123,12 +123,12 @@ class Trial:
         return max(self.validations, key=lambda v: v["psnr_db"], default=None)
 
 
-def trial_folder(definition: Definition, number: int) -> Path:
+def trial_folder(definition: Definition, number: int) -> AnyPath:
     """Where a trial's run lies."""
     return definition.folder / "trials" / f"trial-{number:03d}"
 
 
-def begin_trial(definition: Definition, number: int, parameters: Parameters) -> Path:
+def begin_trial(definition: Definition, number: int, parameters: Parameters) -> AnyPath:
     """Say that a trial runs; one that ran before keeps when it began. Returns its folder."""
     folder = trial_folder(definition, number)
     folder.mkdir(parents=True, exist_ok=True)
@@ -141,7 +141,7 @@ def begin_trial(definition: Definition, number: int, parameters: Parameters) -> 
     return folder
 
 
-def end_trial(folder: Path, state: State, reason: str) -> None:
+def end_trial(folder: AnyPath, state: State, reason: str) -> None:
     """Say what became of a trial."""
     facts = json.loads((folder / "trial.json").read_text())
     write_json(folder / "trial.json", {**facts, "state": state, "reason": reason})
@@ -149,11 +149,19 @@ def end_trial(folder: Path, state: State, reason: str) -> None:
 
 def read_trials(definition: Definition) -> list[Trial]:
     """All trials that began, by number."""
-    paths = sorted((definition.folder / "trials").glob("trial-*/trial.json"))
-    return [_read_trial(path.parent, definition.experiment.training.batch_size) for path in paths]
+    trials = definition.folder / "trials"
+    files = storage.files_below(trials)
+    names = sorted(name.removesuffix("/trial.json") for name in files if name.endswith("/trial.json"))
+    size = definition.experiment.training.batch_size
+    return [
+        _read_trial(trials / name, size, files[f"{name}/trial.json"], files.get(f"{name}/metrics.jsonl"))
+        for name in names
+    ]
 
 
-def _read_trial(folder: Path, batch_size: int) -> Trial:
+@lru_cache(maxsize=4096)
+def _read_trial(folder: AnyPath, batch_size: int, *as_listed: tuple[int, int] | None) -> Trial:
+    """A trial; read again only when its files have changed."""
     facts = json.loads((folder / "trial.json").read_text())
     batch_size = facts["parameters"].get("training.batch_size", batch_size)
     events = read_events(folder)
@@ -176,14 +184,14 @@ def _read_trial(folder: Path, batch_size: int) -> Trial:
     )
 
 
-def read_events(run: Path) -> list[dict[str, Any]]:
+def read_events(run: AnyPath) -> list[dict[str, Any]]:
     """The whole lines of a run's metrics.jsonl, which may be being written."""
     path = run / "metrics.jsonl"
     lines = path.read_text().splitlines(True) if path.exists() else []
     return [json.loads(line) for line in lines if line.endswith("\n")]
 
 
-def clock(folder: Path, add_s: float = 0.0) -> float:
+def clock(folder: AnyPath, add_s: float = 0.0) -> float:
     """Seconds that a sweep has run, `add_s` more than before."""
     path = folder / "clock.json"
     seconds = (json.loads(path.read_text())["seconds"] if path.exists() else 0.0) + add_s
@@ -192,8 +200,7 @@ def clock(folder: Path, add_s: float = 0.0) -> float:
     return seconds
 
 
-def write_json(path: Path, content: Any) -> None:
+def write_json(path: AnyPath, content: Any) -> None:
     """Write a file that is whole or not there."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_text(json.dumps(content, indent=1) + "\n")
-    os.replace(partial, path)
+    with storage.writing(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())

@@ -1,17 +1,18 @@
 """What a person sees of a sweep: a table while it runs, and a page with pictures at its end."""
 
-import os
 from html import escape
-from pathlib import Path
 from string import Template
 
+from lsid_ray import storage
 from lsid_ray.evaluate import page
 from lsid_ray.evaluate.report import headline
 from lsid_ray.progress import columns, duration
+from lsid_ray.storage import AnyPath
 from lsid_ray.sweep import pictures
 from lsid_ray.sweep.conclude import Conclusion, Tested, short, verdict, words
 from lsid_ray.sweep.record import Definition, Trial
 
+DPI = 130
 STATES = ("finished", "stopped", "failed", "running")
 
 
@@ -43,21 +44,24 @@ def trial_table(definition: Definition, trials: list[Trial]) -> list[str]:
     return [f"{len(trials)} trials: {counts}", *columns(rows), *reasons]
 
 
-def write_sweep_report(definition: Definition, conclusion: Conclusion) -> Path:
+def write_sweep_report(definition: Definition, conclusion: Conclusion) -> AnyPath:
     """Draw the pictures and write report.html into the sweep's folder; returns its path."""
     folder = definition.folder / "pictures"
     folder.mkdir(exist_ok=True)
     trials = [trial for trial in conclusion.trials if trial.best]
-    pictures.weights(trials, next(iter(conclusion.candidates))).savefig(folder / "weight.png", dpi=130)
-    pictures.curves(trials).savefig(folder / "curves.png", dpi=130)
-    pictures.parallel(trials, definition.space).savefig(folder / "parallel.png", dpi=130)
-    pairs = pictures.pairs(conclusion)
-    if pairs is not None:
-        pairs.savefig(folder / "pairs.png", dpi=110)
-    path, partial = definition.folder / "report.html", definition.folder / ".report.html.partial"
-    partial.write_text(_page(definition, conclusion))
-    os.replace(partial, path)
-    return path
+    figures = {
+        "weight": pictures.weights(trials, next(iter(conclusion.candidates))),
+        "curves": pictures.curves(trials),
+        "parallel": pictures.parallel(trials, definition.space),
+        "pairs": pictures.pairs(conclusion),
+    }
+    for name, figure in figures.items():
+        if figure is not None:
+            with storage.writing(folder / f"{name}.png") as file:
+                figure.savefig(file, format="png", dpi=DPI)
+    with storage.writing(definition.folder / "report.html") as file:
+        file.write(_page(definition, conclusion).encode())
+    return definition.folder / "report.html"
 
 
 def _page(definition: Definition, conclusion: Conclusion) -> str:

@@ -6,19 +6,20 @@ folder, so a sweep goes on after any kill, and finished trials are not run again
 
 import os
 import queue
-import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 from ray import tune
 from torch.utils.tensorboard.summary import hparams
 from torch.utils.tensorboard.writer import SummaryWriter
 
-from lsid_ray import cluster
+from lsid_ray import cluster, storage
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.shards import open_shards
 from lsid_ray.errors import PartFailure
@@ -43,9 +44,10 @@ def run_trials(definition: Definition, on_trials: Callable[[list[Trial]], None] 
     check_data(definition)
     os.environ.setdefault("TUNE_DISABLE_AUTO_CALLBACK_LOGGERS", "1")  # the trials' own logs are kept, not Tune's
     os.environ.setdefault("TUNE_DISABLE_SIGINT_HANDLER", "1")  # which would end an interrupted sweep as a whole one
-    shutil.rmtree(folder / ".tune", ignore_errors=True)
+    storage.remove(folder / ".tune")
     budget = Budget(definition)
     remaining = max(budget.trials - budget.ended, 0) if budget.trials else -1
+    files, kept_in = storage.filesystem(folder)
     if remaining and not budget.stop_all():
         tuner = tune.Tuner(
             tune.with_resources(tune.with_parameters(_Trial, definition=definition), DRIVER),
@@ -58,7 +60,8 @@ def run_trials(definition: Definition, on_trials: Callable[[list[Trial]], None] 
             ),
             run_config=tune.RunConfig(
                 name=".tune",
-                storage_path=str(folder),
+                storage_path=kept_in,
+                storage_filesystem=files,
                 stop=budget,
                 failure_config=tune.FailureConfig(max_failures=MAX_DEATHS),
                 checkpoint_config=tune.CheckpointConfig(checkpoint_at_end=False),
@@ -67,7 +70,7 @@ def run_trials(definition: Definition, on_trials: Callable[[list[Trial]], None] 
         )
         with _following(definition, on_trials):
             tuner.fit()
-        shutil.rmtree(folder / ".tune", ignore_errors=True)
+        storage.remove(folder / ".tune")
     failed = [trial for trial in read_trials(definition) if trial.state == "failed"]
     if budget.too_many_failed():
         raise PartFailure(
@@ -157,11 +160,14 @@ class _Trial(tune.Trainable):
     def _write_hparams(self) -> None:
         """The trial's row in TensorBoard's table of hyperparameters."""
         scores = {f"hparam/{name}": self.last[name] for name in ("psnr_db", "ssim")}
-        with SummaryWriter(str(self.folder / "tensorboard")) as board:
-            for summary in hparams(self.parameters, scores):
-                board.file_writer.add_summary(summary)
-            for name, value in scores.items():
-                board.add_scalar(name, value, self.last["epoch"])
+        with tempfile.TemporaryDirectory(prefix="lsid-") as folder:
+            with SummaryWriter(folder) as board:
+                for summary in hparams(self.parameters, scores):
+                    board.file_writer.add_summary(summary)
+                for name, value in scores.items():
+                    board.add_scalar(name, value, self.last["epoch"])
+            for name in os.listdir(folder):
+                storage.copy(Path(folder, name), self.folder / "tensorboard" / name)
 
 
 def check_data(definition: Definition) -> None:

@@ -10,8 +10,8 @@ STORAGE/NAME/stop               made by whoever wants the run to end early
 """
 
 import json
-import os
 import shutil
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -29,13 +29,14 @@ from ray.util.metrics import Gauge
 from ray.util.queue import Empty, Queue
 from torch.utils.tensorboard import SummaryWriter
 
-from lsid_ray import config
+from lsid_ray import config, storage
 from lsid_ray.cluster import check_workers
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.shards import Shards, open_shards
 from lsid_ray.data.stream import execution_options, training_stream
 from lsid_ray.errors import InputError, PartFailure
 from lsid_ray.model import checkpoint
+from lsid_ray.storage import AnyPath, Remote
 from lsid_ray.train.worker import train_worker
 
 Event = dict[str, Any]
@@ -45,14 +46,15 @@ GAUGES = {  # of events' fields, for Prometheus: ray_lsid_samples_per_s{run="...
     "psnr_db": "Validation PSNR in dB.",
 }
 STOP = "stop"
+COPY_S = 15.0  # between two copies of a growing log to an object store
 
 
 @dataclass(frozen=True)
 class Run:
     """A finished run."""
 
-    folder: Path
-    best: Path
+    folder: AnyPath
+    best: AnyPath
     """Checkpoint of the best validation PSNR."""
     facts: dict[str, Any]
     """Its step, epoch and scores."""
@@ -73,8 +75,8 @@ def train(
     stopped before its first checkpoint.
     """
     config.check(experiment)
-    shards_folder = str(Path(shards_folder).resolve())
-    shards = open_shards(shards_folder, ["train"])
+    shards_folder = str(storage.path(shards_folder).resolve())
+    shards = open_shards(shards_folder, ["train"], experiment.cluster.cache_gb)
     digest = open_shards(shards_folder, ["train", "validation"]).digest
     schedule = Schedule(shards.pairs, experiment.training)
     if schedule.layout.kind != experiment.generator.cfa:
@@ -83,15 +85,15 @@ def train(
         )
     cluster = experiment.cluster
     check_workers(cluster)
-    storage = Path(experiment.storage).resolve()
-    folder = storage / experiment.name
+    folder = storage.path(experiment.storage).resolve() / experiment.name
     _claim(folder, experiment, digest)
     (folder / STOP).unlink(missing_ok=True)
     log = _Log(folder, on_event)
     last = schedule.steps_per_epoch * min(epochs or experiment.training.epochs, experiment.training.epochs)
     if (done := last_step(folder)) >= last:
         log.write({"kind": "start", "step": done, "total_steps": schedule.total_steps})
-        return Run(folder, *_keep_best(folder, Result.from_path(str(folder))))
+        return Run(folder, *_keep_best(folder, _result(folder)))
+    files, kept_in = storage.filesystem(folder.parent)
     events = Queue(actor_options={"num_cpus": 0})
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.use_gpu else {})
     trainer = TorchTrainer(
@@ -108,7 +110,8 @@ def train(
         ),
         run_config=RunConfig(
             name=experiment.name,
-            storage_path=str(storage),
+            storage_path=kept_in,
+            storage_filesystem=files,
             failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
@@ -132,21 +135,27 @@ def train(
     return Run(folder, *_keep_best(folder, result))
 
 
-def _stream(shards: Shards, schedule: Schedule, folder: Path, cluster: config.Cluster) -> ray.data.Dataset:
+def _stream(shards: Shards, schedule: Schedule, folder: AnyPath, cluster: config.Cluster) -> ray.data.Dataset:
     """The dataset from the last checkpoint's step on; Ray calls this again for each new group of workers."""
     start = min(last_step(folder), schedule.total_steps - 1)
-    return training_stream(shards, schedule, start, cluster.num_workers, cluster.readers)
+    return training_stream(shards, schedule, start, cluster.num_workers, cluster.readers, cluster.readers_on)
 
 
-def last_step(folder: Path) -> int:
+def last_step(folder: AnyPath) -> int:
     """Step of a run's last checkpoint, 0 without one."""
     if not (folder / "checkpoint_manager_snapshot.json").exists():
         return 0
-    last = Result.from_path(str(folder)).checkpoint
+    last = _result(folder).checkpoint
     return 0 if last is None else last.get_metadata()["step"]
 
 
-def _claim(folder: Path, experiment: config.Experiment, data_digest: str) -> None:
+def _result(folder: AnyPath) -> Result:
+    """What Ray Train has kept of a run."""
+    files, kept_in = storage.filesystem(folder)
+    return Result.from_path(kept_in, storage_filesystem=files)
+
+
+def _claim(folder: AnyPath, experiment: config.Experiment, data_digest: str) -> None:
     """Write the experiment and its data's digest into the run's folder, or find there the same ones.
 
     Raises: InputError when the folder holds another experiment, or one on other data.
@@ -170,22 +179,16 @@ def _claim(folder: Path, experiment: config.Experiment, data_digest: str) -> Non
         return
     folder.mkdir(parents=True, exist_ok=True)
     data.write_text(data_digest)
-    partial = folder / ".experiment.json.partial"
-    partial.write_text(config.to_json(experiment))
-    os.replace(partial, path)
+    with storage.writing(path) as file:
+        file.write(config.to_json(experiment).encode())
 
 
-def _keep_best(folder: Path, result: Result) -> tuple[Path, dict[str, Any]]:
+def _keep_best(folder: AnyPath, result: Result) -> tuple[AnyPath, dict[str, Any]]:
     best = result.get_best_checkpoint("psnr_db", "max")
     assert best is not None, "the last step leaves a checkpoint"
-    partial = folder / ".best.partial"
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir()
-    with best.as_directory() as source:
-        for name in ("generator.safetensors", "experiment.json", "checkpoint.json"):
-            shutil.copy(Path(source, name), partial)
-    shutil.rmtree(folder / "best", ignore_errors=True)
-    partial.rename(folder / "best")
+    with best.as_directory() as source, storage.writing_folder(folder / "best", last="experiment.json") as kept:
+        for name in ("generator.safetensors", "checkpoint.json", "experiment.json"):
+            shutil.copy(Path(source, name), kept)
     return folder / "best", checkpoint.load_facts(folder / "best")
 
 
@@ -195,10 +198,15 @@ def _divergence(event: Event) -> str:
 
 
 class _Log:
-    """Writes events as they arrive: metrics.jsonl, TensorBoard, Prometheus. What a restart repeats is dropped first."""
+    """Writes events as they arrive: metrics.jsonl, TensorBoard, Prometheus. What a restart repeats is dropped first.
 
-    def __init__(self, folder: Path, on_event: Callable[[Event], None]):
+    Files of an object store cannot grow, so those of a run there grow here, and are copied there now and then.
+    """
+
+    def __init__(self, folder: AnyPath, on_event: Callable[[Event], None]):
         self.folder, self.on_event = folder, on_event
+        self.near = Path(tempfile.mkdtemp(prefix="lsid-run-")) if isinstance(folder, Remote) else folder
+        self.copied = time.monotonic()
         self.diverged: Event | None = None
         self.gauges = {name: Gauge(f"lsid_{name}", text, tag_keys=("run",)) for name, text in GAUGES.items()}
         for gauge in self.gauges.values():
@@ -215,6 +223,7 @@ class _Log:
             finally:
                 ended.set()
                 follower.result(timeout=60)
+                self._copy()
                 events.shutdown()
 
     def _follow(self, events: Queue, ended: threading.Event) -> None:
@@ -226,15 +235,15 @@ class _Log:
                     return
 
     def write(self, event: Event) -> None:
-        path, event = self.folder / "metrics.jsonl", {**event, "time": time.time()}
+        path, event = self.near / "metrics.jsonl", {**event, "time": time.time()}
         if event["kind"] == "start":
-            if path.exists():
-                lines = [line for line in path.read_text().splitlines(True) if line.endswith("\n")]
+            there = self.folder / path.name
+            if there.exists():
+                lines = [line for line in there.read_text().splitlines(True) if line.endswith("\n")]
                 kept = [line for line in lines if json.loads(line)["step"] <= event["step"]]
-                partial = path.with_suffix(".partial")
-                partial.write_text("".join(kept))
-                os.replace(partial, path)
-            self.board = SummaryWriter(str(self.folder / "tensorboard"), purge_step=event["step"])
+                with storage.writing(path) as file:
+                    file.write("".join(kept).encode())
+            self.board = SummaryWriter(str(self.near / "tensorboard"), purge_step=event["step"])
         with path.open("a") as file:
             file.write(json.dumps(event) + "\n")
         for name, value in event.items():
@@ -243,6 +252,14 @@ class _Log:
             if name in self.gauges:
                 self.gauges[name].set(value)
         self.board.flush()
+        if event["kind"] != "train" or time.monotonic() - self.copied > COPY_S:
+            self._copy()
         if event["kind"] == "diverged":
             self.diverged = event
         self.on_event(event)
+
+    def _copy(self) -> None:
+        if self.near != self.folder:
+            for name in storage.files_below(self.near):
+                storage.copy(self.near / name, self.folder / name)
+            self.copied = time.monotonic()

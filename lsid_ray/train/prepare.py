@@ -2,9 +2,8 @@
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from pathlib import Path
 
-from lsid_ray import cluster
+from lsid_ray import cluster, storage
 from lsid_ray.config import Experiment
 from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.pack import Progress, default_shards, pack_folder
@@ -24,8 +23,8 @@ def prepare(
     cluster cannot hold the experiment's workers.
     """
     data = experiment.data
-    if data.root == EMBEDDED_ROOT and not Path(data.root).exists():
-        made = synthesize(Synthesis(Path(data.root)))
+    if data.root == EMBEDDED_ROOT and not storage.path(data.root).exists():
+        made = synthesize(Synthesis(data.root))
         say(f"made {len(made.scenes)} scenes from scikit-image's photographs in {data.root}")
     if data.root:
         read_catalog(data.root)

@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from ray.train.torch import get_device, prepare_model
 
+from lsid_ray import storage
 from lsid_ray.config import from_json
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.shards import open_shards
@@ -40,7 +41,7 @@ def train_worker(options: dict[str, Any]) -> None:
 
     # --- Data: the schedule of this run; full frames to validate on
     schedule = Schedule(open_shards(options["shards"], ["train"]).pairs, training)
-    validation = open_shards(options["shards"], ["validation"])
+    validation = open_shards(options["shards"], ["validation"], experiment.cluster.cache_gb)
     stream = ray.train.get_dataset_shard("train")
 
     # --- Networks and optimisers
@@ -62,7 +63,7 @@ def train_worker(options: dict[str, Any]) -> None:
     batches = iter(stream.iter_batches(batch_size=training.batch_size // world, prefetch_batches=2))
     pending: deque[tuple[int, list[str], torch.Tensor, list[str]]] = deque()
     window = _Window()
-    stop_file, last_step = Path(options["stop_file"]), options["last_step"]
+    stop_file, last_step = storage.path(options["stop_file"]), options["last_step"]
     while step.step < last_step:
         waited = time.perf_counter()
         columns = next(batches)
