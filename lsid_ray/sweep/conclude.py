@@ -193,7 +193,8 @@ def verdict(conclusion: Conclusion) -> str:
     said = f"Winner: {words(winner.parameters)}: {winner.mean('psnr_db'):.2f} dB / {winner.mean('ssim'):.3f} on test"
     if twin is None:
         return f"{said}; no trial had another adversarial weight to compare it with."
-    psnr, ssim = (winner.mean(metric) - twin.mean(metric) for metric in ("psnr_db", "ssim"))
+    differences = (winner.mean("psnr_db") - twin.mean("psnr_db"), winner.mean("ssim") - twin.mean("ssim"))
+    psnr, ssim = (round(value, digits) + 0.0 for value, digits in zip(differences, (2, 3), strict=True))  # no -0.00
     return (
         f"{said}; its twin with adversarial weight {twin.weight:.2g}: {twin.mean('psnr_db'):.2f} dB / "
         f"{twin.mean('ssim'):.3f}, so the weight of {winner.weight:.2g} makes {psnr:+.2f} dB and {ssim:+.3f}."

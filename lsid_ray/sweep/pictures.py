@@ -17,6 +17,10 @@ from lsid_ray.sweep.space import ADV_WEIGHT, Dimension
 MARKERS = {"finished": "o", "stopped": "x", "failed": "", "running": "+"}
 PAIRS_SHOWN = 4
 UNSEARCHED = -0.15  # height on the axis of parallel coordinates
+SHOWN_BELOW_BEST = {
+    "psnr_db": 4.0,
+    "ssim": 0.2,
+}  # what is worse stands at the edge: one trial that went astray hides all
 ZERO_PLACE = 0.4  # where a weight of 0 stands on a logarithmic axis: this share of the least weight
 
 
@@ -28,21 +32,31 @@ def weights(trials: list[Trial], winner: str) -> Figure:
     rates = [trial.parameters["optimizer.generator_lr"] for trial in trials]
     colors = ScalarMappable(LogNorm(min(rates), max(rates) * 1.001), "viridis")
     for axes, metric, label in zip(figure.subplots(1, 2), ("psnr_db", "ssim"), ("PSNR, dB", "SSIM"), strict=True):
+        floor = _floor([trial.best[metric] for trial in trials], metric)
         for trial, rate in zip(trials, rates, strict=True):
-            x, y = trial.parameters[ADV_WEIGHT] or zero, trial.best[metric]
+            x, y = trial.parameters[ADV_WEIGHT] or zero, max(trial.best[metric], floor)
+            if trial.best[metric] < floor:
+                axes.annotate(
+                    f"{trial.best[metric]:.3g}", (x, y), xytext=(6, -3), textcoords="offset points", fontsize=8
+                )
             color = colors.to_rgba(rate)
             whole = trial.state == "finished"
-            axes.scatter(x, y, s=52, facecolor=color if whole else "none", edgecolor=color, linewidth=1.5, zorder=3)
+            marker = "o" if trial.best[metric] >= floor else "v"
+            face = color if whole else "none"
+            axes.scatter(x, y, s=52, marker=marker, facecolor=face, edgecolor=color, linewidth=1.5, zorder=3)
             if trial.name == winner:
                 axes.scatter(x, y, s=190, facecolor="none", edgecolor="crimson", linewidth=1.5, zorder=2)
         axes.axvspan(zero * 0.6, zero * 1.6, color="0.92", zorder=0)
         axes.set_xscale("log")
         axes.set_xlim(zero * 0.6, max(positive, default=1e-1) * 1.6)
+        axes.set_ylim(bottom=floor - 0.05 * SHOWN_BELOW_BEST[metric])
         axes.set_xlabel("adversarial weight, relative to L1 (grey: exactly 0)")
         axes.set_ylabel(f"best validation {label}")
         axes.grid(alpha=0.25)
     figure.colorbar(colors, ax=figure.axes, label="generator's learning rate")
-    figure.suptitle("Filled: trained to the end. Hollow: stopped or unfinished. Red ring: winner", fontsize=10)
+    figure.suptitle(
+        "Filled: trained to the end. Hollow: stopped or unfinished. Red ring: winner. Triangle: worse", fontsize=10
+    )
     return figure
 
 
@@ -58,6 +72,8 @@ def curves(trials: list[Trial]) -> Figure:
         color, dash = (colors.to_rgba(weight), "-") if weight else ("black", "--")
         axes.plot(epochs, scores, dash, color=color, linewidth=1.3, alpha=0.9)
         axes.plot(epochs[-1], scores[-1], MARKERS[trial.state], color=color, markersize=6)
+    every = [validation["psnr_db"] for trial in trials for validation in trial.validations]
+    axes.set_ylim(_floor(every, "psnr_db"), max(every) + 0.2)
     axes.set_xlabel("epoch (ball: trained to the end, cross: stopped)")
     axes.set_ylabel("validation PSNR, dB")
     axes.grid(alpha=0.25)
@@ -70,11 +86,11 @@ def parallel(trials: list[Trial], space: tuple[Dimension, ...]) -> Figure:
     figure = Figure(figsize=(10, 4.2), layout="constrained")
     axes = figure.subplots()
     scores = [trial.best["psnr_db"] for trial in trials]
-    low, high = min(scores), max(scores)
+    low, high = _floor(scores, "psnr_db"), max(scores)
     colors = ScalarMappable(Normalize(low, high), "viridis")
     places = [[_place(dimension, trial.parameters.get(dimension.field)) for dimension in space] for trial in trials]
     for trial, place, score in sorted(zip(trials, places, scores, strict=True), key=lambda line: line[2]):
-        heights = [*place, (score - low) / ((high - low) or 1)]
+        heights = [*place, max((score - low) / ((high - low) or 1), UNSEARCHED)]
         style = "-" if trial.state == "finished" else ":"
         axes.plot(range(len(heights)), heights, style, color=colors.to_rgba(score), linewidth=1.6)
     for x, dimension in enumerate(space):
@@ -94,6 +110,11 @@ def parallel(trials: list[Trial], space: tuple[Dimension, ...]) -> Figure:
     axes.spines[:].set_visible(False)
     figure.suptitle("Solid: trained to the end. Dotted: stopped or unfinished.", fontsize=10)
     return figure
+
+
+def _floor(scores: list[float], metric: str) -> float:
+    """The least that a picture shows."""
+    return max(min(scores), max(scores) - SHOWN_BELOW_BEST[metric])
 
 
 def _place(dimension: Dimension, value: Any) -> float:
