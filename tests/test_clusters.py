@@ -1,5 +1,6 @@
 """The cluster's description: valid for Ray, the same versions and sizes everywhere; and what a job uploads."""
 
+import json
 import re
 import zipfile
 from pathlib import Path
@@ -78,6 +79,7 @@ def test_kubernetes_has_the_same_sizes():
         node = CLUSTER["available_node_types"][group["groupName"]]
         limits = group["template"]["spec"]["containers"][0]["resources"]["limits"]
         sizes = {"CPU": int(limits["cpu"])} | ({"GPU": limits["nvidia.com/gpu"]} if "nvidia.com/gpu" in limits else {})
+        sizes |= json.loads(json.loads(group["rayStartParams"].get("resources", '"{}"')))
         assert sizes == node["resources"]
         assert (group["minReplicas"], group["maxReplicas"]) == (node["min_workers"], node["max_workers"])
     assert {group["groupName"] for group in spec["workerGroupSpecs"]} == {"gpu", "cpu"}

@@ -1,4 +1,4 @@
-"""Jobs as one submits them to a cluster: over HTTP, with a token, to machines that lack this package."""
+"""Jobs as one submits them to a cluster of several nodes: over HTTP, with a token, to machines that lack this package."""
 
 import json
 import os
@@ -25,14 +25,37 @@ RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 BOOKKEEPERS = {"ActorLocationTracker", "_StatsActor", "_AutoscalingCoordinatorActor"}  # Ray Data's, one a cluster
 
 
+class Node:
+    """A node of the cluster: `ray start --block` and all that it starts."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path):
+        self.log = folder / f"{uuid.uuid4().hex}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*RAY, "start", "--block", *arguments], cwd=folder, env=environment, stdout=log, stderr=log
+            )
+        while "Ray runtime started" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """As when its power is cut."""
+        for each in (*psutil.Process(self.process.pid).children(recursive=True), self.process):
+            each.kill()
+        self.process.wait(60)
+
+
 @dataclass(frozen=True)
-class Head:
-    """A cluster of one node, started as a user does."""
+class Cluster:
+    """A head that does no work, a node that reads, and one that trains."""
 
     address: str
-    metrics: str
-    """URL of what Prometheus reads."""
+    metrics: tuple[str, ...]
+    """URLs of what Prometheus reads, one a node."""
     environment: dict[str, str]
+    nodes: list[Node]
+    start: Callable[..., Node]
+    """A further node, of Ray's arguments."""
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """Run `ray ARGUMENTS --address ADDRESS` from the checkout."""
@@ -43,40 +66,51 @@ class Head:
         )
 
     def scrape(self) -> str:
-        return urllib.request.urlopen(self.metrics).read().decode()
+        return "".join(urllib.request.urlopen(url).read().decode() for url in self.metrics)
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess:
         return self.ray("job", "submit", "--working-dir", ".", *arguments)
 
+    def actors(self) -> list[dict]:
+        """All that are alive."""
+        done = self.ray("list", "actors", "--filter", "state=ALIVE", "--limit", "500", "--format", "json", "--detail")
+        return json.loads(done.stdout)
+
 
 @pytest.fixture(scope="module")
-def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
-    """`ray start --head` with token authentication, ports and a folder of its own."""
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """Three nodes on this machine, with token authentication, ports and a folder of their own."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_JOB_STOP_WAIT_TIME_S": "30"}
-    environment["RAY_metrics_report_interval_ms"] = "500"
-    gcs, dashboard, agent, grpc, runtime, metrics, client = free_ports(7)
+    environment |= {"RAY_metrics_report_interval_ms": "500", "RAY_health_check_period_ms": "1000"}
+    gcs, dashboard, client = free_ports(3)
     folder = tmp_path_factory.mktemp("r")
-    command = [
-        *RAY, "start", "--head", "--block", f"--port={gcs}", f"--dashboard-port={dashboard}",
-        f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
-        f"--runtime-env-agent-port={runtime}", f"--metrics-export-port={metrics}",
-        f"--ray-client-server-port={client}", "--num-cpus=4", "--object-store-memory=300000000",
-        f"--temp-dir={folder}",
-    ]  # fmt: skip
     # Where several clusters share a machine Ray Train's own cleaner must be told which is its.
-    own = {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
-    with (folder / "head.log").open("w") as log:
-        process = subprocess.Popen(command, cwd=folder, env=environment | own, stdout=log, stderr=log)
-    while "Ray runtime started" not in (folder / "head.log").read_text():
-        assert process.poll() is None, (folder / "head.log").read_text()
-        time.sleep(0.1)
-    yield Head(f"http://127.0.0.1:{dashboard}", f"http://127.0.0.1:{metrics}/metrics", environment)
-    processes = psutil.Process(process.pid).children(recursive=True)
-    process.terminate()
-    for each in psutil.wait_procs(processes, timeout=5)[1]:  # Ray would take 30 s
-        each.kill()
-    process.wait(60)
+    own = environment | {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
+    urls: list[str] = []
+
+    def start(*arguments: str) -> Node:
+        agent, grpc, runtime, metrics = free_ports(4)
+        urls.append(f"http://127.0.0.1:{metrics}/metrics")
+        ports = [
+            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
+            f"--runtime-env-agent-port={runtime}", f"--metrics-export-port={metrics}",
+        ]  # fmt: skip
+        return Node([*ports, "--object-store-memory=200000000", *arguments], own, folder)
+
+    head = [
+        "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+        "--num-cpus=0", f"--temp-dir={folder}",
+    ]  # fmt: skip
+    nodes = [start(*head)]
+    nodes.append(start(f"--address=127.0.0.1:{gcs}", "--num-cpus=1", '--resources={"feeding": 1}'))
+    nodes.append(start(f"--address=127.0.0.1:{gcs}", "--num-cpus=3"))
+    yield Cluster(
+        f"http://127.0.0.1:{dashboard}", tuple(urls), environment, nodes,
+        lambda *arguments: start(f"--address=127.0.0.1:{gcs}", *arguments),
+    )  # fmt: skip
+    for node in reversed(nodes):  # Ray's own way would take 30 s
+        node.kill()
 
 
 def until(condition: Callable[[], bool], seconds: float) -> bool:
@@ -94,43 +128,82 @@ PROBE = (
 )
 
 
-def test_the_package_travels_and_the_jobs_exit_code_comes_back(head: Head) -> None:
-    done = head.submit("--", "python", "-c", PROBE)
+def test_the_package_travels_and_the_jobs_exit_code_comes_back(cluster: Cluster) -> None:
+    done = cluster.submit("--", "python", "-c", PROBE)
     said = done.stdout + done.stderr
     for place in ("driver", "worker"):
         assert re.search(rf"^{place} .*/working_dir_files/", said, re.MULTILINE), said
     assert done.returncode == 1 and "exit code 7" in said
 
 
-def test_without_the_token_nobody_gets_in(head: Head) -> None:
-    done = head.ray("job", "list", RAY_AUTH_TOKEN="wrong" * 8)
+def test_without_the_token_nobody_gets_in(cluster: Cluster) -> None:
+    done = cluster.ray("job", "list", RAY_AUTH_TOKEN="wrong" * 8)
     assert done.returncode != 0 and "token" in done.stderr
 
 
 @pytest.mark.timeout(600)
-def test_a_stopped_training_goes_on_from_its_checkpoint(head: Head, data_root: Path, tmp_path: Path) -> None:
+def test_a_stopped_training_goes_on_from_its_checkpoint_and_others_read_for_it(
+    cluster: Cluster, data_root: Path, tmp_path: Path
+) -> None:
     run = tmp_path / "runs" / "stopped"
     job = f"python jobs/train.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name stopped {TINY}"
-    job += " --training.epochs 100 --training.validate-every 10"
-    done = head.submit("--no-wait", "--submission-id", "first", "--", *job.split())
+    job += " --training.epochs 100 --training.validate-every 10 --cluster.readers-on feeding"
+    done = cluster.submit("--no-wait", "--submission-id", "first", "--", *job.split())
     assert done.returncode == 0, done.stderr
-    assert until(lambda: last_step(run) > 0, 200), head.ray("job", "logs", "first").stdout
+    assert until(lambda: last_step(run) > 0, 200), cluster.ray("job", "logs", "first").stdout
     for name in ("samples_per_s", "waiting_for_data", "psnr_db"):
         gauge = rf'^ray_lsid_{name}{{.*run="stopped".*}} [\d.e-]+$'
-        assert until(lambda g=gauge: bool(re.search(g, head.scrape(), re.MULTILINE)), 60), name
-    head.ray("job", "stop", "first")
-    assert "was stopped" in head.ray("job", "status", "first").stdout
-    assert "interrupted" in head.ray("job", "logs", "first").stdout
+        assert until(lambda g=gauge: bool(re.search(g, cluster.scrape(), re.MULTILINE)), 60), name
+    actors = cluster.actors()
+    readers, trainers = (
+        {actor["node_id"] for actor in actors if word in actor["class_name"]} for word in ("Reader", "RayTrainWorker")
+    )
+    assert len(readers) == 1 and len(trainers) == 1 and readers != trainers, "some read, others train"
+    cluster.ray("job", "stop", "first")
+    assert "was stopped" in cluster.ray("job", "status", "first").stdout
+    assert "interrupted" in cluster.ray("job", "logs", "first").stdout
     step = last_step(run)
     assert 0 < step < 200
 
     def left() -> set[str]:
-        actors = json.loads(head.ray("list", "actors", "--filter", "state=ALIVE", "--format", "json").stdout)
-        return {actor["class_name"] for actor in actors} - BOOKKEEPERS
+        return {actor["class_name"] for actor in cluster.actors()} - BOOKKEEPERS
 
     assert until(lambda: not left(), 60), left()
 
-    done = head.submit("--", *job.split())
+    done = cluster.submit("--", *job.split())
     assert done.returncode == 0, done.stdout + done.stderr
     starts = [e["step"] for e in map(json.loads, (run / "metrics.jsonl").open()) if e["kind"] == "start"]
     assert starts == [0, step] and "report: " in done.stdout
+
+    shards = f"{data_root}-shards"
+    for job, last in (
+        (f"pack.py verify {shards}", "15 shards"),
+        (f"evaluate.py {run}/best --shards {shards} --split validation --out {tmp_path}/report", "report: "),
+        (f"enhance.py {run}/best {data_root}/short --out {tmp_path}/enhanced --ratio 100 --format jpeg", "10/10"),
+    ):
+        done = cluster.submit("--", "python", *f"jobs/{job}".split())
+        assert done.returncode == 0 and last in done.stdout, done.stdout + done.stderr
+    assert len(list((tmp_path / "enhanced").iterdir())) == 10
+
+
+@pytest.mark.timeout(600)
+def test_a_sweep_outlives_the_node_that_trains(cluster: Cluster, data_root: Path, tmp_path: Path) -> None:
+    job = f"python jobs/tune.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name lost {TINY}"
+    job += " --trials 2 --scheduler none --training.epochs 40 --training.validate-every 4"
+    done = cluster.submit("--no-wait", "--submission-id", "lost", "--", *job.split())
+    assert done.returncode == 0, done.stderr
+    trials = [tmp_path / "runs" / "lost" / "trials" / f"trial-00{number}" for number in (0, 1)]
+    assert until(lambda: last_step(trials[0]) > 0, 200), cluster.ray("job", "logs", "lost").stdout
+    cluster.nodes.pop().kill()
+    cluster.nodes.append(cluster.start("--num-cpus=3"))
+
+    def ended() -> bool:
+        return "succeeded" in cluster.ray("job", "status", "lost").stdout
+
+    assert until(ended, 300), cluster.ray("job", "logs", "lost").stdout
+    for trial in trials:
+        events = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
+        assert [event["epoch"] for event in events if event["kind"] == "validation"] == list(range(4, 41, 4))
+        starts = [event["step"] for event in events if event["kind"] == "start"]
+        if trial == trials[0]:
+            assert max(starts) > 0, "it went on from a checkpoint"

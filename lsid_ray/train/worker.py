@@ -64,6 +64,7 @@ def train_worker(options: dict[str, Any]) -> None:
     pending: deque[tuple[int, list[str], torch.Tensor, list[str]]] = deque()
     window = _Window()
     stop_file, last_step = storage.path(options["stop_file"]), options["last_step"]
+    looked = time.perf_counter()  # for it
     while step.step < last_step:
         waited = time.perf_counter()
         columns = next(batches)
@@ -71,7 +72,9 @@ def train_worker(options: dict[str, Any]) -> None:
         check_order(columns["number"], step.step, training.batch_size, world)
         batch = Batch.of(columns, device)
         losses = step(batch)
-        stopping = float(rank == 0 and window.seconds >= LOG_SECONDS and stop_file.exists())
+        stopping = 0.0
+        if rank == 0 and time.perf_counter() - looked >= LOG_SECONDS:
+            looked, stopping = time.perf_counter(), float(stop_file.exists())
         total = torch.stack([*losses.values(), torch.full((), stopping, device=device)]) / world
         if world > 1:
             dist.all_reduce(total)
