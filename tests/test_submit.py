@@ -1,4 +1,4 @@
-"""Jobs as one submits them to a cluster of several nodes: over HTTP, with a token, to machines that lack this package."""
+"""Jobs as one submits them to a cluster of several nodes: over HTTP, with a token, to nodes without this package."""
 
 import json
 import os
@@ -96,11 +96,13 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
             f"--runtime-env-agent-port={runtime}", f"--metrics-export-port={metrics}",
         ]  # fmt: skip
-        return Node([*ports, "--object-store-memory=200000000", *arguments], own, folder)
+        own_folder = folder / str(len(urls))  # or a node that goes takes the others' uploaded program with it
+        own_folder.mkdir()
+        return Node([*ports, "--object-store-memory=200000000", f"--temp-dir={own_folder}", *arguments], own, folder)
 
     head = [
         "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-        "--num-cpus=0", f"--temp-dir={folder}",
+        "--num-cpus=0",
     ]  # fmt: skip
     nodes = [start(*head)]
     nodes.append(start(f"--address=127.0.0.1:{gcs}", "--num-cpus=1", '--resources={"feeding": 1}'))
@@ -147,23 +149,21 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_and_others_read_for_it(
 ) -> None:
     run = tmp_path / "runs" / "stopped"
     job = f"python jobs/train.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name stopped {TINY}"
-    job += " --training.epochs 100 --training.validate-every 10 --cluster.readers-on feeding"
+    job += " --training.epochs 400 --training.validate-every 40 --cluster.readers-on feeding"
     done = cluster.submit("--no-wait", "--submission-id", "first", "--", *job.split())
     assert done.returncode == 0, done.stderr
     assert until(lambda: last_step(run) > 0, 200), cluster.ray("job", "logs", "first").stdout
+    actors = [(actor["class_name"], actor["node_id"]) for actor in cluster.actors()]
+    readers, trainers = ({node for name, node in actors if word in name} for word in ("_Reader", "RayTrainWorker"))
+    assert len(readers) == 1 and len(trainers) == 1 and readers != trainers, actors
     for name in ("samples_per_s", "waiting_for_data", "psnr_db"):
         gauge = rf'^ray_lsid_{name}{{.*run="stopped".*}} [\d.e-]+$'
         assert until(lambda g=gauge: bool(re.search(g, cluster.scrape(), re.MULTILINE)), 60), name
-    actors = cluster.actors()
-    readers, trainers = (
-        {actor["node_id"] for actor in actors if word in actor["class_name"]} for word in ("Reader", "RayTrainWorker")
-    )
-    assert len(readers) == 1 and len(trainers) == 1 and readers != trainers, "some read, others train"
     cluster.ray("job", "stop", "first")
     assert "was stopped" in cluster.ray("job", "status", "first").stdout
     assert "interrupted" in cluster.ray("job", "logs", "first").stdout
     step = last_step(run)
-    assert 0 < step < 200
+    assert 0 < step < 1000
 
     def left() -> set[str]:
         return {actor["class_name"] for actor in cluster.actors()} - BOOKKEEPERS
@@ -197,10 +197,14 @@ def test_a_sweep_outlives_the_node_that_trains(cluster: Cluster, data_root: Path
     cluster.nodes.pop().kill()
     cluster.nodes.append(cluster.start("--num-cpus=3"))
 
-    def ended() -> bool:
-        return "succeeded" in cluster.ray("job", "status", "lost").stdout
+    status = ""
 
-    assert until(ended, 300), cluster.ray("job", "logs", "lost").stdout
+    def ended() -> bool:
+        nonlocal status
+        status = cluster.ray("job", "status", "lost").stdout
+        return "succeeded" in status or "failed" in status
+
+    assert until(ended, 300) and "succeeded" in status, cluster.ray("job", "logs", "lost").stdout
     for trial in trials:
         events = [json.loads(line) for line in (trial / "metrics.jsonl").read_text().splitlines()]
         assert [event["epoch"] for event in events if event["kind"] == "validation"] == list(range(4, 41, 4))
