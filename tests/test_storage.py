@@ -176,7 +176,7 @@ def test_packing_in_an_object_store_gives_the_same_shards(
     away: str, shards: Path, store: Store, data_root: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     there, before = f"{REMOTE}/shards", verify_folder(shards)
-    failing(store, 5, "throttled", ("GET", "PUT", "POST"))
+    failing(store, 2, "throttled", ("GET", "PUT", "POST"))
     assert pack_folder(away, there, tile=32).packed == 15 and not before
     for name in storage.files_below(shards):
         if name.endswith(".parquet"):
@@ -247,9 +247,9 @@ def test_a_run_and_a_sweep_in_an_object_store(
 
     space = read_space({}, e)
     sweep = replace(e, name="sweep", training=replace(e.training, epochs=1))
-    definition = Definition(path(e.storage) / "sweep", sweep, space, Sweep(trials=2, zero_every=2), there)
+    definition = Definition(path(e.storage) / "sweep", sweep, space, Sweep(trials=1), there)
     claim(definition)
     run_trials(definition)
-    assert [trial.state for trial in read_trials(definition)] == ["finished", "finished"]
+    assert [trial.state for trial in read_trials(definition)] == ["finished"]
     report = write_sweep_report(definition, conclude(definition))
-    assert report.exists() and (report.parent / "pictures" / "pairs.png").exists()
+    assert report.exists() and (report.parent / "pictures" / "weight.png").exists()

@@ -14,7 +14,9 @@ from pathlib import Path
 
 import psutil
 import pytest
+import yaml
 from conftest import free_ports
+from ray.autoscaler._private.util import prepare_config
 from test_jobs import TINY
 
 from lsid_ray.train.launch import last_step
@@ -149,7 +151,7 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_and_others_read_for_it(
 ) -> None:
     run = tmp_path / "runs" / "stopped"
     job = f"python jobs/train.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name stopped {TINY}"
-    job += " --training.epochs 400 --training.validate-every 40 --cluster.readers-on feeding"
+    job += " --training.epochs 240 --training.validate-every 40 --cluster.readers-on feeding"
     done = cluster.submit("--no-wait", "--submission-id", "first", "--", *job.split())
     assert done.returncode == 0, done.stderr
     assert until(lambda: last_step(run) > 0, 200), cluster.ray("job", "logs", "first").stdout
@@ -163,7 +165,7 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_and_others_read_for_it(
     assert "was stopped" in cluster.ray("job", "status", "first").stdout
     assert "interrupted" in cluster.ray("job", "logs", "first").stdout
     step = last_step(run)
-    assert 0 < step < 1000
+    assert 0 < step < 700
 
     def left() -> set[str]:
         return {actor["class_name"] for actor in cluster.actors()} - BOOKKEEPERS
@@ -189,7 +191,7 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_and_others_read_for_it(
 @pytest.mark.timeout(600)
 def test_a_sweep_outlives_the_node_that_trains(cluster: Cluster, data_root: Path, tmp_path: Path) -> None:
     job = f"python jobs/tune.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name lost {TINY}"
-    job += " --trials 2 --scheduler none --training.epochs 40 --training.validate-every 4"
+    job += " --trials 2 --scheduler none --zero-every 1 --best 1 --training.epochs 40 --training.validate-every 4"
     done = cluster.submit("--no-wait", "--submission-id", "lost", "--", *job.split())
     assert done.returncode == 0, done.stderr
     trials = [tmp_path / "runs" / "lost" / "trials" / f"trial-00{number}" for number in (0, 1)]
@@ -211,3 +213,52 @@ def test_a_sweep_outlives_the_node_that_trains(cluster: Cluster, data_root: Path
         starts = [event["step"] for event in events if event["kind"] == "start"]
         if trial == trials[0]:
             assert max(starts) > 0, "it went on from a checkpoint"
+
+
+@pytest.mark.timeout(600)
+def test_a_cluster_grows_from_nothing_and_shrinks_again(
+    data_root: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With Ray's make-believe provider, and the node types of cluster.yaml in small."""
+    folder = tmp_path_factory.mktemp("g")
+    sizes = {"head": {"CPU": 0}, "gpu": {"CPU": 2, "GPU": 1}, "cpu": {"CPU": 3, "feeding": 1}}
+    described = yaml.safe_load((HOUSE / "cluster.yaml").read_text())
+    for name, kind in described["available_node_types"].items():
+        assert kind["resources"].keys() == sizes[name].keys()
+        kind |= {"resources": sizes[name], "node_config": {}}
+    gcs, dashboard, client, agent, grpc, runtime, metrics = free_ports(7)
+    described["available_node_types"]["head"]["max_workers"] = 0
+    described |= {"idle_timeout_minutes": 0.1, "provider": {"type": "fake_multinode"}, "auth": {}, "file_mounts": {}}
+    for name in [key for key in described if key.endswith("_commands")]:
+        described[name] = []
+    bootstrap = folder / "ray_bootstrap_config.yaml"  # where `ray up` puts it, in the home folder
+    bootstrap.write_text(yaml.dump(prepare_config(described)))
+    environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+    environment |= {"HOME": str(folder), "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    environment["RAY_ADDRESS"] = f"127.0.0.1:{gcs}"
+    ports = [
+        f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
+        f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
+        f"--runtime-env-agent-port={runtime}", f"--metrics-export-port={metrics}",
+    ]  # fmt: skip
+    head = ["--head", "--num-cpus=0", f"--autoscaling-config={bootstrap}", f"--temp-dir={folder}/t"]
+    node = Node([*head, *ports], environment, folder)
+    try:
+        done = subprocess.run(
+            [sys.executable, HOUSE / "jobs" / "train.py", "demo", "--data.root", data_root, "--data.shards", "shards",
+             *TINY.split(), "--cluster.num-workers", "1", "--cluster.readers-on", "feeding"],
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stdout + done.stderr
+
+        def nodes(state: str) -> list[dict]:
+            command = [*RAY, "list", "nodes", "--address", f"http://127.0.0.1:{dashboard}", "--format", "json"]
+            command += ["--filter", f"state={state}"]
+            listed = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True).stdout)
+            return [each["resources_total"] for each in listed if not each["is_head_node"]]
+
+        started = [*nodes("ALIVE"), *nodes("DEAD")]
+        assert started and all(each.get("feeding") == 1 and "GPU" not in each for each in started)
+        assert until(lambda: not nodes("ALIVE"), 90), "idle nodes go"
+    finally:
+        node.kill()
