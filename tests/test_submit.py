@@ -16,7 +16,10 @@ import psutil
 import pytest
 import yaml
 from conftest import free_ports
+from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.util import prepare_config
+from ray.util.state import list_nodes
+from ray.util.state.common import NodeState
 from test_jobs import TINY
 
 from lsid_ray.train.launch import last_step
@@ -222,17 +225,21 @@ def test_a_cluster_grows_from_nothing_and_shrinks_again(
     """With Ray's make-believe provider, and the node types of cluster.yaml in small."""
     folder = tmp_path_factory.mktemp("g")
     sizes = {"head": {"CPU": 0}, "gpu": {"CPU": 2, "GPU": 1}, "cpu": {"CPU": 3, "feeding": 1}}
-    described = yaml.safe_load((HOUSE / "cluster.yaml").read_text())
+    described = prepare_config(yaml.safe_load((HOUSE / "cluster.yaml").read_text()))
     for name, kind in described["available_node_types"].items():
         assert kind["resources"].keys() == sizes[name].keys()
         kind |= {"resources": sizes[name], "node_config": {}}
     gcs, dashboard, client, agent, grpc, runtime, metrics = free_ports(7)
-    described["available_node_types"]["head"]["max_workers"] = 0
-    described |= {"idle_timeout_minutes": 0.1, "provider": {"type": "fake_multinode"}, "auth": {}, "file_mounts": {}}
+    kinds = described["available_node_types"]
+    described["head_node_type"] = "ray.head.default"  # the make-believe provider's only name for it
+    kinds[described["head_node_type"]] = kinds.pop("head") | {"max_workers": 0}
+    provider = {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True}
+    provider["gcs_address"] = f"{get_node_ip_address()}:{gcs}"
+    described |= {"idle_timeout_minutes": 0.1, "provider": provider, "file_mounts": {}}
     for name in [key for key in described if key.endswith("_commands")]:
         described[name] = []
     bootstrap = folder / "ray_bootstrap_config.yaml"  # where `ray up` puts it, in the home folder
-    bootstrap.write_text(yaml.dump(prepare_config(described)))
+    bootstrap.write_text(yaml.dump(described))
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"HOME": str(folder), "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
     environment["RAY_ADDRESS"] = f"127.0.0.1:{gcs}"
@@ -247,18 +254,15 @@ def test_a_cluster_grows_from_nothing_and_shrinks_again(
         done = subprocess.run(
             [sys.executable, HOUSE / "jobs" / "train.py", "demo", "--data.root", data_root, "--data.shards", "shards",
              *TINY.split(), "--cluster.num-workers", "1", "--cluster.readers-on", "feeding"],
-            cwd=folder, env=environment, capture_output=True, text=True, timeout=400,
+            cwd=folder, env=environment, capture_output=True, text=True, timeout=150,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
 
-        def nodes(state: str) -> list[dict]:
-            command = [*RAY, "list", "nodes", "--address", f"http://127.0.0.1:{dashboard}", "--format", "json"]
-            command += ["--filter", f"state={state}"]
-            listed = json.loads(subprocess.run(command, env=environment, capture_output=True, text=True).stdout)
-            return [each["resources_total"] for each in listed if not each["is_head_node"]]
+        def nodes() -> list[NodeState]:
+            return [each for each in list_nodes(f"http://127.0.0.1:{dashboard}") if not each.is_head_node]
 
-        started = [*nodes("ALIVE"), *nodes("DEAD")]
-        assert started and all(each.get("feeding") == 1 and "GPU" not in each for each in started)
-        assert until(lambda: not nodes("ALIVE"), 90), "idle nodes go"
+        started = [each.resources_total for each in nodes()]
+        assert started and all(each.get("feeding") == 1 and "GPU" not in each for each in started), started
+        assert until(lambda: all(each.state == "DEAD" for each in nodes()), 90), "idle nodes go"
     finally:
         node.kill()
