@@ -37,6 +37,7 @@ from lsid_ray.data.stream import execution_options, training_stream
 from lsid_ray.errors import InputError, PartFailure
 from lsid_ray.model import checkpoint
 from lsid_ray.storage import AnyPath, Remote
+from lsid_ray.train.network import Torch
 from lsid_ray.train.worker import train_worker
 
 Event = dict[str, Any]
@@ -105,6 +106,7 @@ def train(
             "stop_file": str(folder / STOP),
             "last_step": last,
         },
+        torch_config=Torch(),
         scaling_config=ScalingConfig(
             num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
         ),
