@@ -229,7 +229,7 @@ def test_a_shard_of_a_file_that_was_changed_back_is_not_taken_over(cluster: None
     shard = pair.short.shard
     other = index.record(shard.path) | {"source_xxh128": "0" * 32}
     opened = Shards(str(packed), index.pairs, index.rendering)
-    write_shard(packed / shard.path, opened.planes(pair), shard.tile, other)
+    write_shard(packed / shard.path, opened.planes(pair), shard.tile, other, shard.offset)
     assert (packed / shard.path).stat().st_size == shard.bytes
     assert pack_folder(root, packed, tile=32).packed == 1
     assert content(packed) == before

@@ -415,11 +415,12 @@ def _pack_file(job: Job, path: AnyPath, here: Path, destination: AnyPath, tile: 
     if (now.st_size, now.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
         return Outcome(None, None, "it changed while it was read: pack again", True)
     known = {f.name: getattr(frame, f.name) for f in dataclasses.fields(frame) if f.name not in NOT_KEPT}
-    entry = shards.ShardFile(shard, path.name, stat.st_size, 0, "", pixels.shape, side)
+    offset = 0 if job.name.startswith("long/") else shards.offset_of(frame.black)
+    entry = shards.ShardFile(shard, path.name, stat.st_size, 0, "", pixels.shape, side, offset)
     packed = shards.ShortFrame(shard=entry, height=frame.height, width=frame.width, **known)
     record = shards.shard_record(packed, xxh128, tile, rendering_record())
     try:
-        size, digest = shards.write_shard(destination / shard, pixels, side, record)
+        size, digest = shards.write_shard(destination / shard, pixels, side, record, offset)
     except OSError as error:
         return Outcome(None, None, error.strerror or str(error), True, full=True)
     return Outcome(source, shards.recorded_frame(record, size, digest), "", True)

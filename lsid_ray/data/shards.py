@@ -5,10 +5,11 @@
     SHARDS/index.json                     pairs, frames, raw files, rendering, and each shard's size and hash
 
 C is 4 for Bayer and 9 for X-Trans. A window of a frame costs the tiles that it touches, each one range read. Low and
-high bytes of a tile's pixels are columns of their own: the low ones are mostly noise and lie as they are, the high ones
-are lz4. A long is stored once, however many shorts share it. A shard carries its own entry of the index and the hash of
-its raw file. The index is written last: a folder with an index is whole, one without is not read; while shards are
-being changed it goes by another name.
+high bytes of a tile's pixels are columns of their own: the low ones are mostly noise and lie as they are, the high
+ones are lz4; a dark frame's, moved by an offset so that black's noise lies within one high byte, shrink to nothing.
+Longs are stored once, however many shorts share them. A shard carries its own entry of the index and the hash of its
+raw file. The index is written last: a folder with an index is whole, one without is not read; while shards are being
+changed it goes by another name.
 """
 
 import hashlib
@@ -35,13 +36,14 @@ from lsid_ray.raw.frame import RawFrame
 from lsid_ray.raw.mosaic import pack_black, phase_padding, unpack
 from lsid_ray.storage import AnyPath, Remote
 
-VERSION = 3  # raised when the same raw file gives another shard
+VERSION = 4  # raised when the same raw file gives another shard
 TILE = 256  # packed pixels a side; a long's tiles are as many blocks of sensels
 INDEX = "index.json"
 UNFINISHED = ".index.json.previous"  # the index while shards are being changed
 LOCK = ".lock"
 RECORD = b"lsid_ray"  # key of a shard's own entry among its file's metadata
 Split = Literal["train", "validation", "test"]
+BLACK_AT = 128
 PLACE, BYTES = ("y", "x", "channels", "height", "width"), ("low", "high")
 SCHEMA = pa.schema(
     [pa.field(name, pa.int32(), nullable=False) for name in PLACE]
@@ -65,6 +67,8 @@ class ShardFile:
     """Channels, height, width of the pixels stored."""
     tile: int
     """Side of its tiles, in those pixels; row groups follow each other row by row."""
+    offset: int = 0
+    """Added to every pixel, modulo 2**16, before its bytes are parted: see `offset_of`."""
 
 
 @dataclass(frozen=True)
@@ -216,7 +220,14 @@ def tiles(shape: tuple[int, int, int], side: int) -> Iterator[tuple[int, int, in
             yield y, x, channels, min(side, height - y), min(side, width - x)
 
 
-def write_shard(path: AnyPath, pixels: np.ndarray, tile: int, record: dict[str, Any]) -> tuple[int, str]:
+def offset_of(black: tuple[float, ...]) -> int:
+    """What is added to a short's pixels so that black stands at BLACK_AT: Sony's 512 is the edge of a high byte."""
+    return (BLACK_AT - round(sum(black) / len(black))) % 2**16
+
+
+def write_shard(
+    path: AnyPath, pixels: np.ndarray, tile: int, record: dict[str, Any], offset: int = 0
+) -> tuple[int, str]:
     """Write (C, H, W) uint16 in tiles of at most `tile` a side; complete or absent. Returns bytes and hash.
 
     `record`, plain JSON values, stands among the file's metadata: see `read_record`. Deterministic: the same
@@ -228,7 +239,7 @@ def write_shard(path: AnyPath, pixels: np.ndarray, tile: int, record: dict[str, 
             hashed, SCHEMA, compression=COMPRESSION, use_dictionary=False, write_statistics=False
         ) as writer:
             for y, x, channels, height, width in tiles(pixels.shape, tile):
-                part = _in_bytes(pixels[:, y : y + height, x : x + width])
+                part = _in_bytes(pixels[:, y : y + height, x : x + width], offset)
                 columns = [pa.array([number], pa.int32()) for number in (y, x, channels, height, width)]
                 ends = pa.py_buffer(np.array([0, part[0].nbytes], np.int32))
                 columns += [pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(p)]) for p in part]
@@ -237,8 +248,11 @@ def write_shard(path: AnyPath, pixels: np.ndarray, tile: int, record: dict[str, 
     return hashed.size, hashed.digest.hexdigest()
 
 
-def _in_bytes(pixels: np.ndarray) -> np.ndarray:
+def _in_bytes(pixels: np.ndarray, offset: int) -> np.ndarray:
     """(C, h, w) uint16 -> (2, C, h, w) uint8, the low bytes and the high ones: noise apart from what hardly varies."""
+    pixels = np.add(
+        pixels, np.uint16(offset), order="C", dtype=np.uint16
+    )  # in order: a tile fits the processor's cache
     parts = np.empty((2, *pixels.shape), np.uint8)
     np.bitwise_and(pixels, 0xFF, out=parts[0], casting="unsafe")
     np.right_shift(pixels, 8, out=parts[1], casting="unsafe")
@@ -396,6 +410,7 @@ def read_window(
             low, high = (np.frombuffer(values, np.uint8).reshape(shape)[inside] for values in part)
             np.left_shift(high, 8, out=there, dtype=np.uint16)
             there |= low
+            there -= np.uint16(shard.offset)
     return window
 
 
