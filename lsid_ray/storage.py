@@ -12,6 +12,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from functools import lru_cache
 from pathlib import Path, PurePosixPath
 from types import SimpleNamespace
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 SCHEMES = ("s3", "gs")
 ATTEMPTS = 10  # of a request that is throttled or cut off, each after a longer wait: a minute in all
 CONNECT_S, REQUEST_S = 10, 60
+RETRY_S = 60  # the same for Google's
 REFUSALS = {  # in Arrow's messages -> in words
     "ACCESS_DENIED": "access denied",
     "INVALID_ACCESS_KEY_ID": "no such access key",
@@ -278,11 +280,8 @@ def remove(folder: AnyPath) -> None:
     if not isinstance(folder, Remote):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    try:
-        with _told(folder):
-            folder._files.delete_dir(folder._key)
-    except FileNotFoundError:
-        pass
+    for name in files_below(folder):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _upload(file: BinaryIO, place: Remote) -> None:
@@ -312,7 +311,11 @@ def _filesystem(scheme: str, bucket: str) -> "FileSystem":
     from pyarrow import fs
 
     if scheme == "gs:":
-        return fs.FileSystem.from_uri(f"gs://{bucket}/")[0]
+        limit = timedelta(seconds=RETRY_S)
+        emulator = os.environ.get("CLOUD_STORAGE_EMULATOR_ENDPOINT", "").removeprefix("http://")
+        if emulator:
+            return fs.GcsFileSystem(anonymous=True, scheme="http", endpoint_override=emulator, retry_time_limit=limit)
+        return fs.GcsFileSystem(retry_time_limit=limit)
     region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
     endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
     if not region and not endpoint:

@@ -7,6 +7,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.raw.mosaic import (
     BAYER_PHASES,
     XTRANS,
+    Packed,
     amplification_ratio,
     black_mosaic,
     pack,
@@ -55,6 +56,15 @@ def test_packing_equals_a_slow_loop(cfa: str, size: tuple[int, int]):
 def test_unpacking_undoes_packing(cfa: str, size: tuple[int, int]):
     mosaic = make_mosaic(*size)
     np.testing.assert_array_equal(unpack(pack(mosaic, cfa), cfa, *size), mosaic)
+
+
+@pytest.mark.parametrize("cfa", [*BAYER_PHASES, *XTRANS_PHASES[:7]])
+def test_a_window_of_the_planes_is_packed_alone(cfa: str):
+    mosaic = make_mosaic(41, 50)
+    planes, packed = pack(mosaic, cfa), Packed(mosaic, cfa)
+    assert packed.shape == planes.shape
+    for top, bottom, left, right in [(0, 4, 0, 4), (1, 2, 3, 8), (3, 9, 5, 6), (0, *planes.shape[1:2], 1, 7)]:
+        np.testing.assert_array_equal(packed[:, top:bottom, left:right], planes[:, top:bottom, left:right])
 
 
 @pytest.mark.parametrize("cfa", BAYER_PHASES)

@@ -23,7 +23,7 @@ from lsid_ray.data.tasks import over_ray
 from lsid_ray.errors import InputError
 from lsid_ray.raw.develop import read_and_render, rendering_record
 from lsid_ray.raw.frame import RawFrame, read_raw
-from lsid_ray.raw.mosaic import amplification_ratio, layout, pack
+from lsid_ray.raw.mosaic import Packed, amplification_ratio, layout
 from lsid_ray.storage import AnyPath, Remote
 
 Progress = Callable[[int, int], None]
@@ -453,10 +453,10 @@ def _there(
         return None
 
 
-def _decode(path: Path, long: bool, tile: int) -> tuple[RawFrame, np.ndarray, int]:
+def _decode(path: Path, long: bool, tile: int) -> tuple[RawFrame, np.ndarray | Packed, int]:
     """The frame, its pixels (C, H, W) uint16 as they are kept, and the side of their tiles."""
     if long:
         frame, rgb = read_and_render(path)
         return frame, rgb.transpose(2, 0, 1), layout(frame.cfa).block * tile
     frame = read_raw(path)
-    return frame, pack(frame.mosaic, frame.cfa), tile
+    return frame, Packed(frame.mosaic, frame.cfa), tile

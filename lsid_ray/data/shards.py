@@ -33,7 +33,7 @@ import xxhash
 from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame
-from lsid_ray.raw.mosaic import pack_black, phase_padding, unpack
+from lsid_ray.raw.mosaic import Packed, pack_black, phase_padding, unpack
 from lsid_ray.storage import AnyPath, Remote
 
 VERSION = 4  # raised when the same raw file gives another shard
@@ -226,7 +226,7 @@ def offset_of(black: tuple[float, ...]) -> int:
 
 
 def write_shard(
-    path: AnyPath, pixels: np.ndarray, tile: int, record: dict[str, Any], offset: int = 0
+    path: AnyPath, pixels: np.ndarray | Packed, tile: int, record: dict[str, Any], offset: int = 0
 ) -> tuple[int, str]:
     """Write (C, H, W) uint16 in tiles of at most `tile` a side; complete or absent. Returns bytes and hash.
 
@@ -337,9 +337,10 @@ def _check_shard(path: Path, shard: ShardFile, record: dict[str, Any]) -> str:
 def file_xxh128(path: AnyPath) -> str:
     """Hash of a file's content, in hexadecimal; of XXH3, ten times as fast as sha256, but no guard against forgery."""
     digest = xxhash.xxh3_128()
+    chunk = bytearray(1 << 20)
     with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
+        while size := file.readinto(chunk):
+            digest.update(memoryview(chunk)[:size])
     return digest.hexdigest()
 
 

@@ -97,6 +97,30 @@ def phase_padding(cfa: str, height: int, width: int) -> tuple[int, int, int, int
     return top, -(height + top) % found.block, left, -(width + left) % found.block
 
 
+class Packed:
+    """The planes of a mosaic, packed where they are asked for: `Packed(mosaic, cfa)[:, 0:8, 4:12]`.
+
+    A window at a time stays in the processor's cache. See `pack`.
+    """
+
+    def __init__(self, mosaic: np.ndarray, cfa: str):
+        self.layout = layout(cfa)
+        self.mosaic = _extended(mosaic, phase_padding(cfa, *mosaic.shape), self.layout.period)
+        height, width = (side // self.layout.block for side in self.mosaic.shape)
+        self.shape = (len(self.layout.colors), height, width)
+
+    def __getitem__(self, window: tuple[slice, slice, slice]) -> np.ndarray:
+        """All planes between two rows and two columns."""
+        (top, bottom), (left, right) = ((side.start, side.stop) for side in window[1:])
+        y, x = (first - first % self.layout.repeat for first in (top, left))  # where the pattern repeats
+        block = self.layout.block
+        mosaic = self.mosaic[block * y : block * bottom, block * x : block * right]
+        planes = np.empty((self.shape[0], bottom - y, right - x), mosaic.dtype)
+        for plane, there, here in _slices(self.layout):
+            planes[plane][there] = mosaic[here]
+        return planes[:, top - y :, left - x :]
+
+
 def pack(mosaic: np.ndarray, cfa: str) -> np.ndarray:
     """(H, W) mosaic of any dtype -> (C, h, w) planes of the same dtype, h and w in whole blocks.
 
@@ -105,13 +129,8 @@ def pack(mosaic: np.ndarray, cfa: str) -> np.ndarray:
     the sensels a period of the pattern away, which have the colours that are needed: so none is lost or read
     twice. Raises InputError as `phase_padding` does.
     """
-    found = layout(cfa)
-    mosaic = _extended(mosaic, phase_padding(cfa, *mosaic.shape), found.period)
-    height, width = (side // found.block for side in mosaic.shape)
-    planes = np.empty((len(found.colors), height, width), mosaic.dtype)
-    for plane, there, here in _slices(found):
-        planes[plane][there] = mosaic[here]
-    return planes
+    packed = Packed(mosaic, cfa)
+    return packed[:, 0 : packed.shape[1], 0 : packed.shape[2]]
 
 
 def unpack(planes: np.ndarray, cfa: str, height: int, width: int) -> np.ndarray:
