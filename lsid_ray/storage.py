@@ -92,13 +92,15 @@ class Remote(PurePosixPath):
 
     def iterdir(self) -> Iterator["Remote"]:
         """What lies directly below."""
+        if not self.is_dir():
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(self))
         return (found for found, _ in self._listed(recursive=False))
 
     def _listed(self, recursive: bool) -> list[tuple["Remote", Any]]:
         from pyarrow.fs import FileSelector
 
         with _told(self):
-            listed = self._files.get_file_info(FileSelector(self._key, recursive=recursive))
+            listed = self._files.get_file_info(FileSelector(self._key, allow_not_found=True, recursive=recursive))
         return [(Remote(self.parts[0], *info.path.split("/")), info) for info in listed]
 
     def open(self, mode: str = "rb") -> Any:
@@ -185,10 +187,7 @@ def parquet_source(place: AnyPath) -> Any:
 def files_below(folder: AnyPath) -> dict[str, tuple[int, int]]:
     """Size and time (ns) of all files below a folder, by their names in it; no link to a folder is followed."""
     if isinstance(folder, Remote):
-        try:
-            listed = folder._listed(recursive=True)
-        except FileNotFoundError:
-            return {}
+        listed = folder._listed(recursive=True)
         return {str(at.relative_to(folder)): (info.size, info.mtime_ns) for at, info in listed if info.is_file}
     found = {}
     for parent, _, names in os.walk(folder):
@@ -280,7 +279,11 @@ def remove(folder: AnyPath) -> None:
     if not isinstance(folder, Remote):
         shutil.rmtree(folder, ignore_errors=True)
         return
-    for name in files_below(folder):
+    if folder.parts[0] == "s3:" and folder.is_dir():  # file by file Arrow would leave a marker of the folder
+        with _told(folder):
+            folder._files.delete_dir(folder._key)
+        return
+    for name in files_below(folder):  # as a whole Arrow would fail for want of a marker
         (folder / name).unlink(missing_ok=True)
 
 
