@@ -242,6 +242,7 @@ def test_a_cluster_grows_from_nothing_and_shrinks_again(
     bootstrap.write_text(yaml.dump(described))
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"HOME": str(folder), "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
+    environment["RAY_AUTH_MODE"] = "disabled"  # whatever another cluster of this session wants
     environment["RAY_ADDRESS"] = f"127.0.0.1:{gcs}"
     ports = [
         f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
