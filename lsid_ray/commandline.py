@@ -15,6 +15,7 @@ import tyro
 from lsid_ray.config import Experiment, Sweep, from_json
 from lsid_ray.errors import InputError, PartFailure
 from lsid_ray.presets import PRESETS
+from lsid_ray.storage import StoreError
 
 Options = TypeVar("Options")
 
@@ -86,7 +87,7 @@ def parse_sweep(description: str | None) -> tuple[SweepCommand, dict[str, str]]:
 
 
 def run_job(main: Callable[[], None]) -> None:
-    """Run a job's `main`; an InputError becomes one line and exit code 2, a PartFailure exit code 1."""
+    """Run a job's `main`; an InputError becomes one line and exit code 2, PartFailure and StoreError exit code 1."""
     try:
         main()
     except InputError as error:
@@ -94,6 +95,9 @@ def run_job(main: Callable[[], None]) -> None:
         sys.exit(2)
     except PartFailure as failure:
         print(f"incomplete: {failure}", file=sys.stderr)
+        sys.exit(1)
+    except StoreError as error:
+        print(f"incomplete: {error.filename}: {error.strerror}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

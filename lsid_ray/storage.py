@@ -41,10 +41,14 @@ REFUSALS = {  # in Arrow's messages -> in words
 }
 
 
+class StoreError(OSError):
+    """An object store that cannot be reached, or fails however often it is asked."""
+
+
 class Remote(PurePosixPath):
     """An object, or the objects below a name, with the verbs of `pathlib.Path` that this program uses.
 
-    Raises: InputError where the store refuses access, FileNotFoundError and OSError as a Path does.
+    Raises: InputError where the store refuses access, StoreError where it fails, FileNotFoundError as a Path does.
     """
 
     def __str__(self) -> str:
@@ -294,7 +298,7 @@ def _upload(file: BinaryIO, place: Remote) -> None:
 
 @contextmanager
 def _told(place: AnyPath) -> Iterator[None]:
-    """A refusal is one line for the user; any other trouble of a store is an OSError that names the object."""
+    """A refusal is one line for the user; any other trouble of a store names the object."""
     try:
         yield
     except FileNotFoundError:
@@ -306,7 +310,7 @@ def _told(place: AnyPath) -> Iterator[None]:
         for word, meaning in REFUSALS.items():
             if word in said:
                 raise InputError(f"{place}: {meaning}") from None
-        raise OSError(errno.EIO, said.splitlines()[0], str(place)) from None
+        raise StoreError(errno.EIO, said.splitlines()[0], str(place)) from None
 
 
 @lru_cache(maxsize=16)

@@ -9,6 +9,7 @@ import tyro
 from lsid_ray.commandline import parse_call, parse_experiment, run_job
 from lsid_ray.errors import InputError, PartFailure
 from lsid_ray.presets import PRESETS
+from lsid_ray.storage import StoreError
 
 
 @pytest.mark.parametrize("preset", PRESETS)
@@ -80,7 +81,11 @@ def test_help_explains_every_field(preset: str, monkeypatch: pytest.MonkeyPatch,
 
 @pytest.mark.parametrize(
     ("error", "code", "line"),
-    [(InputError("x is 3"), 2, "error: x is 3\n"), (PartFailure("2 files"), 1, "incomplete: 2 files\n")],
+    [
+        (InputError("x is 3"), 2, "error: x is 3\n"),
+        (PartFailure("2 files"), 1, "incomplete: 2 files\n"),
+        (StoreError(5, "not reached", "s3://b/x"), 1, "incomplete: s3://b/x: not reached\n"),
+    ],
 )
 def test_a_jobs_end_is_an_exit_code_and_a_line(
     error: Exception, code: int, line: str, capsys: pytest.CaptureFixture
