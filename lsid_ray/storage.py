@@ -34,7 +34,7 @@ REFUSALS = {  # in Arrow's messages -> in words
     "SIGNATURE_DOES_NOT_MATCH": "the secret key does not fit the access key",
     "EXPIRED_TOKEN": "the session token has expired",
     "NO_SUCH_BUCKET": "no such bucket",
-    "Bucket": "no such bucket",
+    "' not found": "no such bucket",
     "HTTP status 403": "access denied",
     "UNAUTHENTICATED": "no valid credentials",
     "PERMISSION_DENIED": "access denied",
@@ -301,11 +301,11 @@ def _told(place: AnyPath) -> Iterator[None]:
     """A refusal is one line for the user; any other trouble of a store names the object."""
     try:
         yield
-    except FileNotFoundError:
-        raise FileNotFoundError(errno.ENOENT, "no such object", str(place)) from None
     except OSError as error:
-        if not isinstance(place, Remote) or error.filename is not None:
+        if not isinstance(place, Remote) or error.filename is not None:  # it is told already
             raise
+        if isinstance(error, FileNotFoundError):
+            raise FileNotFoundError(errno.ENOENT, "no such object", str(place)) from None
         said = str(error)
         for word, meaning in REFUSALS.items():
             if word in said:
