@@ -247,10 +247,14 @@ def test_a_run_and_a_sweep_in_an_object_store(
     assert len(plan([path(f"{away}/short")], path(f"{REMOTE}/enhanced"), ".jpg", overwrite=False).existing) == 2
 
     space = read_space({}, e)
-    sweep = replace(e, name="sweep", training=replace(e.training, epochs=1))
-    definition = Definition(path(e.storage) / "sweep", sweep, space, Sweep(trials=1), there)
+    sweep = replace(e, name="sweep", training=replace(e.training, epochs=2))
+    definition = Definition(
+        path(e.storage) / "sweep", sweep, space, Sweep(trials=1, trial_epochs=1, train_winner=True), there
+    )
     claim(definition)
     run_trials(definition)
     assert [trial.state for trial in read_trials(definition)] == ["finished"]
+    assert [validation["epoch"] for validation in read_trials(definition)[0].validations] == [1]
     report = write_sweep_report(definition, conclude(definition))
+    assert [validation["epoch"] for validation in read_trials(definition)[0].validations] == [1, 2], "trained on"
     assert report.exists() and (report.parent / "pictures" / "weight.png").exists()
