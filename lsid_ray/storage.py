@@ -79,10 +79,6 @@ class Remote(PurePosixPath):
         """Whether there is an object below this name."""
         return self._info().type.name == "Directory"
 
-    def is_symlink(self) -> bool:
-        """Never."""
-        return False
-
     def stat(self) -> Any:
         """st_size and st_mtime_ns of an object."""
         info = self._info()
@@ -247,9 +243,9 @@ def writing_folder(folder: AnyPath, last: str) -> Iterator[Path]:
         if folder.exists():
             folder.rename(older)
         partial.rename(folder)
+        shutil.rmtree(older, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(older, ignore_errors=True)
 
 
 @contextmanager

@@ -32,6 +32,11 @@ def test_readers_count_too(cluster: None) -> None:
         check_workers(Cluster(num_workers=1, cpus_per_worker=1, readers=5))
 
 
+def test_readers_on_nodes_that_are_not_there_are_refused(cluster: None) -> None:
+    with pytest.raises(InputError, match=r"--cluster\.readers-on feeding: no node of the cluster has that resource"):
+        check_workers(Cluster(readers_on="feeding"))
+
+
 def test_gpus_that_are_not_there_are_refused(cluster: None) -> None:
     with pytest.raises(InputError, match=r"--cluster\.use-gpu .* needs 2 GPUs, the cluster has 0"):
         check_workers(Cluster(num_workers=2, use_gpu=True))

@@ -152,7 +152,7 @@ def test_wrong_credentials_are_one_line_at_once(store: Store, code: str, words: 
         lambda: path(REMOTE).exists(),
         lambda: storage.files_below(path(REMOTE)),
         lambda: (path(REMOTE) / "file").read_bytes(),
-        lambda: (path(REMOTE) / "file").write_text("text"),
+        lambda: (path(REMOTE) / "file").write_bytes(b"text"),
     ):
         with pytest.raises(InputError, match=rf"^s3://bucket/test(/file)?: ({words}|access denied)$"):
             ask()
@@ -161,7 +161,7 @@ def test_wrong_credentials_are_one_line_at_once(store: Store, code: str, words: 
 
 def test_a_bucket_that_is_not_there_is_named(store: Store) -> None:
     with pytest.raises(InputError, match="s3://nowhere/file: no such bucket"):
-        path("s3://nowhere/file").write_text("text")
+        path("s3://nowhere/file").write_bytes(b"text")
 
 
 @pytest.fixture

@@ -65,9 +65,6 @@ class Asha(FIFOScheduler):
     def _of(self, parameters: Parameters) -> ASHAScheduler:
         return self.arms[parameters[ADV_WEIGHT] == 0]
 
-    def set_search_properties(self, metric: str | None, mode: str | None, **spec: Any) -> bool:
-        return True
-
     def on_trial_add(self, tune_controller: Any, trial: Any) -> None:
         self._of(trial.config["parameters"]).on_trial_add(None, _Known(trial.config["number"]))
 

@@ -207,7 +207,8 @@ class _Log:
 
     def __init__(self, folder: AnyPath, on_event: Callable[[Event], None]):
         self.folder, self.on_event = folder, on_event
-        self.near = Path(tempfile.mkdtemp(prefix="lsid-run-")) if isinstance(folder, Remote) else folder
+        self.temporary = tempfile.TemporaryDirectory(prefix="lsid-run-") if isinstance(folder, Remote) else None
+        self.near = Path(self.temporary.name) if self.temporary else folder
         self.copied = time.monotonic()
         self.diverged: Event | None = None
         self.gauges = {name: Gauge(f"lsid_{name}", text, tag_keys=("run",)) for name, text in GAUGES.items()}
