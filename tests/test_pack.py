@@ -104,8 +104,8 @@ def test_shards_of_other_files_or_options_are_refused(
 
 def test_shards_of_another_version_are_refused(shards: Path, data_root: Path, tmp_path: Path) -> None:
     old = shutil.copytree(shards, tmp_path / "old")
-    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 4', '"version": 3'))
-    with pytest.raises(InputError, match=r"of version 3, this program reads 4.*delete it to pack again"):
+    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 5', '"version": 4'))
+    with pytest.raises(InputError, match=r"of version 4, this program reads 5.*delete it to pack again"):
         pack_folder(data_root, old, tile=32)
 
 

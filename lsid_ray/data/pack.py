@@ -9,7 +9,7 @@ import errno
 import fcntl
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Container, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -193,8 +193,20 @@ def _look(root: AnyPath, destination: AnyPath, tile: int, broken: frozenset[str]
         else:
             xxh128 = index.frames[shard].shard.xxh128 if known is not None and known.shard else ""
             state.jobs.append(Job(name, str(root / name), known, xxh128, shard not in broken))
-    state.jobs.sort(key=lambda job: _shard_of(job.name) not in state.there)  # what is there, first
+    state.jobs[:] = _in_order(state.jobs, state.there)
     return state
+
+
+def _in_order(jobs: list[Job], there: Container[str]) -> list[Job]:
+    """First what is there; then longs, which take many times as long as a short, spread over the first three quarters.
+
+    So the rate is steady, and no core works on a long when all others are done.
+    """
+    places = {}
+    for kind, end in (("long/", 0.75), ("short/", 1.0)):
+        of_kind = [job for job in jobs if job.name.startswith(kind)]
+        places |= {job.name: end * number / len(of_kind) for number, job in enumerate(of_kind)}
+    return sorted(jobs, key=lambda job: (_shard_of(job.name) not in there, places[job.name]))
 
 
 def _known_index(destination: AnyPath) -> tuple[shards.Index | None, bool]:
@@ -402,7 +414,7 @@ def _pack_file(job: Job, path: AnyPath, here: Path, destination: AnyPath, tile: 
     if there is not None:
         return Outcome(source, there, "", False)
     try:
-        frame, pixels, side = _decode(here, job.name.startswith("long/"), tile)
+        frame, pixels, offset, side = _decode(here, job.name.startswith("long/"), tile)
         now = path.stat()
     except InputError as error:
         reason = str(error).removeprefix(f"{here}: ")
@@ -415,12 +427,11 @@ def _pack_file(job: Job, path: AnyPath, here: Path, destination: AnyPath, tile: 
     if (now.st_size, now.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
         return Outcome(None, None, "it changed while it was read: pack again", True)
     known = {f.name: getattr(frame, f.name) for f in dataclasses.fields(frame) if f.name not in NOT_KEPT}
-    offset = 0 if job.name.startswith("long/") else shards.offset_of(frame.black)
     entry = shards.ShardFile(shard, path.name, stat.st_size, 0, "", pixels.shape, side, offset)
     packed = shards.ShortFrame(shard=entry, height=frame.height, width=frame.width, **known)
     record = shards.shard_record(packed, xxh128, tile, rendering_record())
     try:
-        size, digest = shards.write_shard(destination / shard, pixels, side, record, offset)
+        size, digest = shards.write_shard(destination / shard, pixels, side, record)
     except OSError as error:
         return Outcome(None, None, error.strerror or str(error), True, full=True)
     return Outcome(source, shards.recorded_frame(record, size, digest), "", True)
@@ -453,10 +464,11 @@ def _there(
         return None
 
 
-def _decode(path: Path, long: bool, tile: int) -> tuple[RawFrame, np.ndarray | Packed, int]:
-    """The frame, its pixels (C, H, W) uint16 as they are kept, and the side of their tiles."""
+def _decode(path: Path, long: bool, tile: int) -> tuple[RawFrame, np.ndarray | Packed, int, int]:
+    """The frame, its pixels (C, H, W) uint16 as they are kept, what was added to them, and the side of their tiles."""
     if long:
         frame, rgb = read_and_render(path)
-        return frame, rgb.transpose(2, 0, 1), layout(frame.cfa).block * tile
+        return frame, rgb.transpose(2, 0, 1), 0, layout(frame.cfa).block * tile
     frame = read_raw(path)
-    return frame, Packed(frame.mosaic, frame.cfa), tile
+    offset = shards.offset_of(frame.black)
+    return frame, Packed(frame.mosaic, frame.cfa, offset), offset, tile

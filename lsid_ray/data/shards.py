@@ -4,12 +4,12 @@
     SHARDS/long/10003_00_10s.parquet      the reference rendering (3, H, W) uint16, sRGB
     SHARDS/index.json                     pairs, frames, raw files, rendering, and each shard's size and hash
 
-C is 4 for Bayer and 9 for X-Trans. A window of a frame costs the tiles that it touches, each one range read. Low and
-high bytes of a tile's pixels are columns of their own: the low ones are mostly noise and lie as they are, the high
-ones are lz4; a dark frame's, moved by an offset so that black's noise lies within one high byte, shrink to nothing.
-Longs are stored once, however many shorts share them. A shard carries its own entry of the index and the hash of its
-raw file. The index is written last: a folder with an index is whole, one without is not read; while shards are being
-changed it goes by another name.
+C is 4 for Bayer and 9 for X-Trans. A window of a frame costs the tiles that it touches, each one range read. A short
+is moved by an offset so that black stands at 128: then a dark tile's pixels fit 8 bits, and lie so. Of a tile with a
+few brighter ones the high bytes are a column of their own, lz4, for they shrink to nothing; all other tiles lie as
+they are, for to compress them takes longer than to write them. Longs are stored once, however many shorts share them.
+A shard carries its own entry of the index and the hash of its raw file. The index is written last: a folder with an
+index is whole, one without is not read; while shards are being changed it goes by another name.
 """
 
 import hashlib
@@ -36,7 +36,7 @@ from lsid_ray.raw.frame import RawFrame
 from lsid_ray.raw.mosaic import Packed, pack_black, phase_padding, unpack
 from lsid_ray.storage import AnyPath, Remote
 
-VERSION = 4  # raised when the same raw file gives another shard
+VERSION = 5  # raised when the same raw file gives another shard
 TILE = 256  # packed pixels a side; a long's tiles are as many blocks of sensels
 INDEX = "index.json"
 UNFINISHED = ".index.json.previous"  # the index while shards are being changed
@@ -44,11 +44,8 @@ LOCK = ".lock"
 RECORD = b"lsid_ray"  # key of a shard's own entry among its file's metadata
 Split = Literal["train", "validation", "test"]
 BLACK_AT = 128
-PLACE, BYTES = ("y", "x", "channels", "height", "width"), ("low", "high")
-SCHEMA = pa.schema(
-    [pa.field(name, pa.int32(), nullable=False) for name in PLACE]
-    + [pa.field(name, pa.binary(), nullable=False) for name in BYTES]
-)
+FEW = 1 / 16  # of a tile's pixels
+SCHEMA = pa.schema([pa.field(name, pa.binary(), nullable=False) for name in ("pixels", "high")])
 COMPRESSION = {"high": "lz4"}
 
 
@@ -68,7 +65,7 @@ class ShardFile:
     tile: int
     """Side of its tiles, in those pixels; row groups follow each other row by row."""
     offset: int = 0
-    """Added to every pixel, modulo 2**16, before its bytes are parted: see `offset_of`."""
+    """What was added to its pixels, modulo 2**16: see `offset_of`."""
 
 
 @dataclass(frozen=True)
@@ -225,38 +222,40 @@ def offset_of(black: tuple[float, ...]) -> int:
     return (BLACK_AT - round(sum(black) / len(black))) % 2**16
 
 
-def write_shard(
-    path: AnyPath, pixels: np.ndarray | Packed, tile: int, record: dict[str, Any], offset: int = 0
-) -> tuple[int, str]:
+def write_shard(path: AnyPath, pixels: np.ndarray | Packed, tile: int, record: dict[str, Any]) -> tuple[int, str]:
     """Write (C, H, W) uint16 in tiles of at most `tile` a side; complete or absent. Returns bytes and hash.
 
-    `record`, plain JSON values, stands among the file's metadata: see `read_record`. Deterministic: the same
-    arguments give the same file. Raises OSError when it cannot be written.
+    pixels: the offset is added to them already. `record`, plain JSON values, stands among the file's metadata: see
+    `read_record`. Deterministic: the same arguments give the same file. Raises OSError when it cannot be written.
     """
     with storage.writing(path) as file:
         hashed = _Hashed(file)
         with pq.ParquetWriter(
             hashed, SCHEMA, compression=COMPRESSION, use_dictionary=False, write_statistics=False
         ) as writer:
-            for y, x, channels, height, width in tiles(pixels.shape, tile):
-                part = _in_bytes(pixels[:, y : y + height, x : x + width], offset)
-                columns = [pa.array([number], pa.int32()) for number in (y, x, channels, height, width)]
-                ends = pa.py_buffer(np.array([0, part[0].nbytes], np.int32))
-                columns += [pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(p)]) for p in part]
-                writer.write_table(pa.Table.from_arrays(columns, schema=SCHEMA))
+            for y, x, _, height, width in tiles(pixels.shape, tile):
+                columns = map(_cell, _columns(pixels[:, y : y + height, x : x + width]))
+                writer.write_table(pa.Table.from_arrays(list(columns), schema=SCHEMA))
             writer.add_key_value_metadata({RECORD: json.dumps(record, sort_keys=True)})
     return hashed.size, hashed.digest.hexdigest()
 
 
-def _in_bytes(pixels: np.ndarray, offset: int) -> np.ndarray:
-    """(C, h, w) uint16 -> (2, C, h, w) uint8, the low bytes and the high ones: noise apart from what hardly varies."""
-    pixels = np.add(
-        pixels, np.uint16(offset), order="C", dtype=np.uint16
-    )  # in order: a tile fits the processor's cache
-    parts = np.empty((2, *pixels.shape), np.uint8)
-    np.bitwise_and(pixels, 0xFF, out=parts[0], casting="unsafe")
-    np.right_shift(pixels, 8, out=parts[1], casting="unsafe")
-    return parts
+def _columns(tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C, h, w) -> the two columns: pixels of 8 or 16 bits, and if they are of 8 their high bytes, or none."""
+    tile = np.ascontiguousarray(tile, tile.dtype.newbyteorder("<"))
+    none = np.empty(0, np.uint8)
+    if tile.dtype == np.uint8:
+        return tile, none
+    bright = np.count_nonzero(tile > 255)
+    if bright > FEW * tile.size:
+        return tile, none
+    return tile.astype(np.uint8), (tile >> 8).astype(np.uint8) if bright else none
+
+
+def _cell(values: np.ndarray) -> pa.Array:
+    """A column of one row: an array's bytes, not copied."""
+    ends = pa.py_buffer(np.array([0, values.nbytes], np.int32))
+    return pa.Array.from_buffers(pa.binary(), 1, [None, ends, pa.py_buffer(values)])
 
 
 class _Hashed:
@@ -327,10 +326,10 @@ def _check_shard(path: Path, shard: ShardFile, record: dict[str, Any]) -> str:
             return f"has {file.num_row_groups} tiles, {len(expected)} by the index"
         for group, tile in enumerate(expected):
             row = file.read_row_group(group)
-            there = tuple(row[name][0].as_py() for name in PLACE)
-            sizes = [row[name][0].as_buffer().size for name in BYTES]
-            if row.num_rows != 1 or there != tile or sizes != 2 * [math.prod(tile[2:])]:
-                return f"tile {group} is {there} with {sum(sizes)} bytes, {tile} by the index"
+            pixels = math.prod(tile[2:])
+            sizes = [[value.as_buffer().size for value in column] for column in row.columns]
+            if sizes not in ([[pixels], [0]], [[pixels], [pixels]], [[2 * pixels], [0]]):
+                return f"tile {group} has {sizes} bytes, {pixels} pixels by the index"
     return ""
 
 
@@ -359,7 +358,7 @@ def _cache(size_gb: float) -> diskcache.Cache:
 def _tiles(
     path: AnyPath, shard: ShardFile, wanted: Iterable[list[int]], cache_gb: float
 ) -> Iterator[dict[int, tuple[Any, ...]]]:
-    """Low and high bytes of some tiles at a time, by the numbers of their row groups.
+    """The columns of some tiles at a time, by the numbers of their row groups.
 
     Of a shard in an object store they come by ranges, in as few as it takes, or from the node's cache.
     """
@@ -374,9 +373,9 @@ def _tiles(
                 if file is None:
                     source, footer = storage.parquet_source(path), _footer(path, shard.xxh128)
                     file = opened.enter_context(pq.ParquetFile(source, metadata=footer, pre_buffer=away))
-                groups = file.read_row_groups(missing, columns=BYTES)
+                groups = file.read_row_groups(missing)
                 for place, number in enumerate(missing):
-                    found[number] = tuple(groups[name][place].as_buffer() for name in BYTES)
+                    found[number] = tuple(groups[name][place].as_buffer() for name in SCHEMA.names)
                     if cache is not None:
                         cache.set((shard.xxh128, number), tuple(part.to_pybytes() for part in found[number]))
             yield found
@@ -393,7 +392,7 @@ def read_window(
     channels, rows, columns = shard.shape
     if not (0 <= y <= y + height <= rows and 0 <= x <= x + width <= columns):
         raise ValueError(f"{shard.path}: the window {height}x{width} at ({y}, {x}) leaves {rows}x{columns}")
-    path, tile = storage.path(folder) / shard.path, shard.tile
+    path, tile, offset = storage.path(folder) / shard.path, shard.tile, np.uint16(shard.offset)
     window = np.empty((channels, height, width), np.uint16)
     across = -(-columns // tile)
     touched = [
@@ -408,10 +407,11 @@ def read_window(
             x0, x1 = max(x, left), min(x + width, left + shape[2])
             there = window[:, y0 - y : y1 - y, x0 - x : x1 - x]
             inside = (slice(None), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
-            low, high = (np.frombuffer(values, np.uint8).reshape(shape)[inside] for values in part)
-            np.left_shift(high, 8, out=there, dtype=np.uint16)
-            there |= low
-            there -= np.uint16(shard.offset)
+            pixels, high = part
+            of = np.dtype("u1" if len(pixels) == math.prod(shape) else "<u2")
+            np.subtract(np.frombuffer(pixels, of).reshape(shape)[inside], offset, out=there, dtype=np.uint16)
+            if len(high):
+                there += np.left_shift(np.frombuffer(high, np.uint8).reshape(shape)[inside], 8, dtype=np.uint16)
     return window
 
 

@@ -1,4 +1,4 @@
-"""The same work on many files, as a Ray Data job of a task a file."""
+"""The same work on many files, as a Ray Data job."""
 
 import ctypes
 import pickle
@@ -13,9 +13,11 @@ from ray.data import DataContext, TaskPoolStrategy
 from ray.util.annotations import RayDeprecationWarning
 
 Item, Outcome = TypeVar("Item"), TypeVar("Outcome")
-IN_FLIGHT_A_CORE = 4  # tasks, all but one waiting: Ray Data gives out the next only 0.1 s after an end (ray 2.60)
+IN_FLIGHT_A_CORE = 3  # tasks, all but one waiting: Ray Data gives out the next only 0.1 s after an end (ray 2.60)
+MOST_TOGETHER = 8  # items in a task: each task costs Ray 12 ms of work (ray 2.60)
+LEAST_A_CORE = 6  # tasks, so that all cores end at about the same time
 KEPT_BYTES = 512 << 20  # of freed memory, by a process that may soon need it again
-RETRIES = 2  # of a file whose process died; Ray Data's own have no end
+RETRIES = 1  # of an item that is alone in its task, whose process died; Ray Data's own have no end
 
 
 def keep_memory() -> None:
@@ -37,8 +39,25 @@ def over_ray(
 
     Raises: what `work` raises, at once.
     """
-    if not items:
-        return
+    left = dict(enumerate(items))
+    cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
+    # Items that shared a task with one whose process died are taken up again, each in a task of its own.
+    for most, retries in ((MOST_TOGETHER, 0), (1, RETRIES)):
+        for number, outcome in _map(work, list(left.items()), arguments, cores, most, retries):
+            yield left.pop(number), outcome
+    for item in left.values():
+        yield item, None
+
+
+def _map(
+    work: Callable[..., Outcome],
+    items: list[tuple[int, Item]],
+    arguments: tuple[Any, ...],
+    cores: int,
+    most: int,
+    retries: int,
+) -> Iterator[tuple[int, Outcome]]:
+    """Numbers and outcomes of numbered items, at most so many a task; not those of a task whose process died."""
 
     def one(row: dict[str, Any]) -> dict[str, Any]:
         keep_memory()
@@ -48,19 +67,20 @@ def over_ray(
             outcome = error
         return {"number": row["number"], "outcome": pickle.dumps(outcome)}
 
+    if not items:
+        return
+    tasks = -(-len(items) // max(min(most, len(items) // (LEAST_A_CORE * cores)), 1))
+    rows = [{"number": number, "item": pickle.dumps(item)} for number, item in items]
     context = DataContext.get_current().copy()
     context.max_errored_blocks = -1  # a process that dies (memory, a decoder's crash) does not stop the others
-    in_flight = IN_FLIGHT_A_CORE * max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    left = dict(enumerate(items))
-    rows = [{"number": number, "item": pickle.dumps(item)} for number, item in left.items()]
     with DataContext.current(context), warnings.catch_warnings():
         warnings.simplefilter("ignore", RayDeprecationWarning)  # of the last argument, which has no other name yet
         # Ray Data counts no CPUs, so that it starts more tasks than there are; Ray itself runs one a CPU.
-        dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        dataset = ray.data.from_items(rows, override_num_blocks=tasks).map(
             one,
             num_cpus=0,
-            compute=TaskPoolStrategy(size=min(in_flight, len(rows))),
-            ray_remote_args_fn=lambda: {"num_cpus": 1, "max_retries": RETRIES},
+            compute=TaskPoolStrategy(size=min(IN_FLIGHT_A_CORE * cores, tasks)),
+            ray_remote_args_fn=lambda: {"num_cpus": 1, "max_retries": retries},
         )
         results = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0))  # or each waits for the next
     for batch in results:
@@ -68,6 +88,4 @@ def over_ray(
             outcome = pickle.loads(pickled)
             if isinstance(outcome, Exception):
                 raise outcome
-            yield left.pop(number), outcome
-    for item in left.values():
-        yield item, None
+            yield number, outcome

@@ -49,7 +49,8 @@ def read_and_render(path: str | Path) -> tuple[RawFrame, np.ndarray]:
     """`read_raw` and `reference_rendering` of one file, decoded once."""
     with open_raw(path) as raw:
         frame = frame_of(raw, path)  # before rendering, which alters LibRaw's levels
-        return frame, _render(raw, frame)
+        frame = replace(frame, mosaic=frame.mosaic.copy())
+        return frame, _rendering(raw, frame)
 
 
 def plain_rendering(frame: RawFrame, ratio: float) -> np.ndarray:
@@ -63,7 +64,7 @@ def plain_rendering(frame: RawFrame, ratio: float) -> np.ndarray:
     write_dng(file, amplified)
     file.seek(0)
     with rawpy.imread(file) as raw:
-        return _render(raw, frame)
+        return _rendering(raw, frame)
 
 
 def amplify(frame: RawFrame, ratio: float) -> np.ndarray:
@@ -93,13 +94,18 @@ def upright(image_HW: np.ndarray, orientation: int) -> np.ndarray:
     return image_HW.swapaxes(0, 1) if orientation & 4 else image_HW
 
 
-def _render(raw: rawpy.RawPy, frame: RawFrame) -> np.ndarray:
+def render(raw: rawpy.RawPy) -> np.ndarray:
+    """LibRaw's picture of an opened file by the parameters of RENDERING: (H, W, 3) uint16 sRGB."""
     options = {
         **RENDERING,
         "demosaic_algorithm": rawpy.DemosaicAlgorithm[RENDERING["demosaic_algorithm"]],
         "output_color": rawpy.ColorSpace[RENDERING["output_color"]],
     }
-    rgb = raw.postprocess(**options)
+    return raw.postprocess(**options)
+
+
+def _rendering(raw: rawpy.RawPy, frame: RawFrame) -> np.ndarray:
+    rgb = render(raw)
     if rgb.shape != (*frame.mosaic.shape, 3):
         size = "x".join(map(str, rgb.shape[:2]))
         mosaic = "x".join(map(str, frame.mosaic.shape))

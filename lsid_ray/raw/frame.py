@@ -84,14 +84,18 @@ def read_raw(path: str | Path) -> RawFrame:
     Exposure time: LibRaw's own metadata, else SID's file name, else None. Raises InputError, naming file
     and reason, for a file that is missing, damaged, truncated, no raw file, or without a colour filter array.
     """
-    with open_raw(path) as raw:
-        return frame_of(raw, path)
+    return frame_of(_decoded(Path(path)), path)
 
 
 @contextmanager
 def open_raw(path: str | Path) -> Iterator[rawpy.RawPy]:
     """A camera file opened and decoded by LibRaw; whatever LibRaw finds wrong with it is an InputError."""
     path = Path(path)
+    with _refused(path), _decoded(path) as raw:
+        yield raw
+
+
+def _decoded(path: Path) -> rawpy.RawPy:
     try:
         with path.open("rb"):
             pass
@@ -100,10 +104,16 @@ def open_raw(path: str | Path) -> Iterator[rawpy.RawPy]:
     except OSError as error:  # a folder, a loop of links, no permission
         raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
     _check_container(path)
+    with _refused(path):
+        raw = rawpy.imread(str(path))
+        raw.unpack()
+        return raw
+
+
+@contextmanager
+def _refused(path: Path) -> Iterator[None]:
     try:
-        with rawpy.imread(str(path)) as raw:
-            raw.unpack()
-            yield raw
+        yield
     except rawpy.LibRawFileUnsupportedError:
         raise InputError(f"{path}: not a raw file that LibRaw knows") from None
     except rawpy.LibRawError as error:
@@ -111,7 +121,10 @@ def open_raw(path: str | Path) -> Iterator[rawpy.RawPy]:
 
 
 def frame_of(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
-    """The frame of an opened file, before any postprocessing of it. Raises InputError when it has no CFA."""
+    """The frame of an opened file, before any postprocessing of it; its mosaic is gone when the file is closed.
+
+    Raises InputError when it has no CFA.
+    """
     path = Path(path)
     cfa, colors = _cfa(raw, path)
     black = _black_of_positions(path) if len(cfa) == 36 else None
@@ -125,7 +138,7 @@ def frame_of(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
     blank = (shutter_s, iso, aperture) == (1, 0, 1)
     known = 0 < shutter_s < _LONGEST_EXPOSURE_S and not blank
     return RawFrame(
-        mosaic=raw.raw_image_visible.copy(),
+        mosaic=raw.raw_image_visible,  # LibRaw's memory, which lives as long as the view
         cfa=cfa,
         black=black,
         white=white,

@@ -98,13 +98,14 @@ def phase_padding(cfa: str, height: int, width: int) -> tuple[int, int, int, int
 
 
 class Packed:
-    """The planes of a mosaic, packed where they are asked for: `Packed(mosaic, cfa)[:, 0:8, 4:12]`.
+    """The planes of a uint16 mosaic, packed where they are asked for: `Packed(mosaic, cfa)[:, 0:8, 4:12]`.
 
-    A window at a time stays in the processor's cache. See `pack`.
+    A window at a time stays in the processor's cache. `offset` is added to every sensel, modulo 2**16; the planes of
+    a window are uint8 when all of them then fit. See `pack`.
     """
 
-    def __init__(self, mosaic: np.ndarray, cfa: str):
-        self.layout = layout(cfa)
+    def __init__(self, mosaic: np.ndarray, cfa: str, offset: int = 0):
+        self.layout, self.offset = layout(cfa), np.uint16(offset)
         self.mosaic = _extended(mosaic, phase_padding(cfa, *mosaic.shape), self.layout.period)
         height, width = (side // self.layout.block for side in self.mosaic.shape)
         self.shape = (len(self.layout.colors), height, width)
@@ -114,11 +115,24 @@ class Packed:
         (top, bottom), (left, right) = ((side.start, side.stop) for side in window[1:])
         y, x = (first - first % self.layout.repeat for first in (top, left))  # where the pattern repeats
         block = self.layout.block
-        mosaic = self.mosaic[block * y : block * bottom, block * x : block * right]
-        planes = np.empty((self.shape[0], bottom - y, right - x), mosaic.dtype)
-        for plane, there, here in _slices(self.layout):
-            planes[plane][there] = mosaic[here]
+        mosaic = self.mosaic[block * y : block * bottom, block * x : block * right] + self.offset
+        dark = np.bitwise_or.reduce(mosaic, axis=None) < 256
+        planes = np.empty((self.shape[0], bottom - y, right - x), np.uint8 if dark else np.uint16)
+        if self.layout is BAYER:
+            _pack_bayer(mosaic, planes)
+        else:
+            _pack(self.layout, mosaic, planes)
         return planes[:, top - y :, left - x :]
+
+
+def _pack_bayer(mosaic: np.ndarray, planes: np.ndarray) -> None:
+    """`_pack` of 16 bits a sensel: two neighbours read as one number of 32 bits, which takes a third of the time."""
+    twos = mosaic.view("<u4")
+    np.copyto(planes[0], twos[0::2], casting="unsafe")  # the lower half
+    np.copyto(planes[3], twos[1::2], casting="unsafe")
+    twos = twos >> 16
+    np.copyto(planes[1], twos[0::2], casting="unsafe")
+    np.copyto(planes[2], twos[1::2], casting="unsafe")
 
 
 def pack(mosaic: np.ndarray, cfa: str) -> np.ndarray:
@@ -129,8 +143,16 @@ def pack(mosaic: np.ndarray, cfa: str) -> np.ndarray:
     the sensels a period of the pattern away, which have the colours that are needed: so none is lost or read
     twice. Raises InputError as `phase_padding` does.
     """
-    packed = Packed(mosaic, cfa)
-    return packed[:, 0 : packed.shape[1], 0 : packed.shape[2]]
+    found = layout(cfa)
+    mosaic = _extended(mosaic, phase_padding(cfa, *mosaic.shape), found.period)
+    planes = np.empty((len(found.colors), *(side // found.block for side in mosaic.shape)), mosaic.dtype)
+    _pack(found, mosaic, planes)
+    return planes
+
+
+def _pack(found: Layout, mosaic: np.ndarray, planes: np.ndarray) -> None:
+    for plane, there, here in _slices(found):
+        planes[plane][there] = mosaic[here]
 
 
 def unpack(planes: np.ndarray, cfa: str, height: int, width: int) -> np.ndarray:
