@@ -200,7 +200,7 @@ def test_bad_shards_and_crops_are_refused_at_once(shards: Path, experiment: Make
     with pytest.raises(InputError, match=r"holds no index\.json"):
         train(experiment(), str(tmp_path / "nothing"))
     old = shutil.copytree(shards, tmp_path / "old")
-    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 4', '"version": 3'))
-    with pytest.raises(InputError, match="is of version 3, this program reads 4"):
+    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 5', '"version": 4'))
+    with pytest.raises(InputError, match="is of version 4, this program reads 5"):
         train(experiment(), str(old))
     assert not Path(experiment().storage).exists(), "nothing was begun"
