@@ -16,10 +16,11 @@ from tyro.conf import Positional, arg
 
 from lsid_ray import cluster, storage
 from lsid_ray.commandline import parse_call, run_job
-from lsid_ray.data import shards
 from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.pack import default_shards, pack_folder
 from lsid_ray.data.preview import contact_sheet
+from lsid_ray.data.shards import read_index
+from lsid_ray.data.tiles import TILE
 from lsid_ray.data.verify import repair_folder, verify_folder
 from lsid_ray.errors import PartFailure
 from lsid_ray.progress import counting
@@ -31,7 +32,7 @@ Data = Annotated[str, Positional, arg(metavar="PATH", help="Folder of raw files 
 Count = Annotated[int, arg(help="How many pairs it shows.")]
 
 
-def pack(root: Root, out: Out = "", tile: Tile = shards.TILE) -> None:
+def pack(root: Root, out: Out = "", tile: Tile = TILE) -> None:
     """Pack what is new or changed."""
     out = out or default_shards(root)
     read_catalog(root)  # a mistake shows before any process starts
@@ -43,7 +44,7 @@ def pack(root: Root, out: Out = "", tile: Tile = shards.TILE) -> None:
 
 def verify(folder: Annotated[str, Positional, arg(metavar="SHARDS", help="Their folder.")]) -> None:
     """Read every byte of the shards and name what is broken."""
-    summary = shards.read_index(folder).summary
+    summary = read_index(folder).summary
     cluster.connect()
     with counting("verifying", "shards") as progress:
         broken = verify_folder(folder, progress)
@@ -53,7 +54,7 @@ def verify(folder: Annotated[str, Positional, arg(metavar="SHARDS", help="Their 
 def repair(root: Root, out: Out = "") -> None:
     """Pack broken shards again, as they were."""
     out = out or default_shards(root)
-    shards.read_index(out)
+    read_index(out)
     cluster.connect()
     with counting("repairing", "files") as progress:
         done = repair_folder(root, out, progress)

@@ -10,7 +10,8 @@ import pytest
 from lsid_ray.data import pack as packing
 from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.pack import pack_folder
-from lsid_ray.data.shards import file_xxh128, open_shards, read_index, read_record
+from lsid_ray.data.shards import open_shards, read_index
+from lsid_ray.data.tiles import file_xxh128, read_record
 from lsid_ray.errors import InputError
 from lsid_ray.raw.develop import plain_rendering, reference_rendering
 from lsid_ray.raw.dng import write_dng

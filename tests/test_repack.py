@@ -16,7 +16,8 @@ import ray
 
 from lsid_ray.data import pack as packing
 from lsid_ray.data.pack import pack_folder
-from lsid_ray.data.shards import LOCK, UNFINISHED, Shards, open_shards, read_index, write_shard
+from lsid_ray.data.shards import LOCK, UNFINISHED, Shards, open_shards, read_index
+from lsid_ray.data.tiles import write_shard
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import read_raw

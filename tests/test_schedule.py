@@ -6,7 +6,8 @@ import pytest
 
 from lsid_ray import config
 from lsid_ray.data.schedule import Sample, Schedule
-from lsid_ray.data.shards import PackedPair, ShardFile, ShortFrame
+from lsid_ray.data.shards import PackedPair, ShortFrame
+from lsid_ray.data.tiles import ShardFile
 from lsid_ray.errors import InputError
 from lsid_ray.raw.mosaic import BAYER_PHASES, XTRANS, layout, phase_padding
 

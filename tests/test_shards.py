@@ -10,19 +10,16 @@ import pytest
 import xxhash
 
 from lsid_ray.data import shards
-from lsid_ray.data.pack import NOT_KEPT
+from lsid_ray.data.convert import NOT_KEPT
 from lsid_ray.data.shards import (
     Index,
     PackedPair,
-    ShardFile,
     ShortFrame,
     Source,
-    offset_of,
     open_shards,
     read_index,
-    read_window,
-    write_shard,
 )
+from lsid_ray.data.tiles import ShardFile, check_shard, offset_of, read_record, read_window, write_shard
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame
 from lsid_ray.raw.mosaic import XTRANS, pack
@@ -261,7 +258,7 @@ def test_a_shard_says_of_itself_what_the_index_says(tmp_path: Path):
     index = make_index(pair)
     path = pair.short.shard.path
     size, digest = write_shard(tmp_path / path, noise(4, 20, 20), 8, index.record(path))
-    record = shards.read_record(tmp_path / path)
+    record = read_record(tmp_path / path)
     assert record == index.record(path) and record["frame"]["shard"]["source"] == pair.short.shard.source
     assert "rendering" not in record and index.record(pair.long.path)["rendering"] == index.rendering
     again = shards.recorded_frame(record, size, digest)
@@ -273,7 +270,7 @@ def test_a_file_that_is_no_shard_has_no_record(tmp_path: Path):
     pq.write_table(pa.table({"a": [1]}), other)
     (tmp_path / "text.parquet").write_text("not parquet at all")
     for path in (other, tmp_path / "text.parquet", tmp_path / "missing.parquet", tmp_path):
-        assert shards.read_record(path) is None
+        assert read_record(path) is None
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe\x00"])
@@ -343,11 +340,11 @@ def test_a_shard_whose_tiles_are_not_the_indexs_is_found(damage, reason: str, tm
     pixels = noise(4, 20, 20)
     size, digest = write_shard(tmp_path / "a.parquet", *damage(pixels, 8), {"a": 1})
     shard = ShardFile("a.parquet", "a.ARW", 123, size, digest, pixels.shape, 8)
-    assert re.match(reason or "$", shards.check_shard(tmp_path, shard, {"a": 1}))
-    assert "what it says of itself" in shards.check_shard(tmp_path, shard, {"a": 2})
+    assert re.match(reason or "$", check_shard(tmp_path, shard, {"a": 1}))
+    assert "what it says of itself" in check_shard(tmp_path, shard, {"a": 2})
 
 
 def test_a_folder_in_a_shards_place_cannot_be_read(tmp_path: Path):
     (tmp_path / "a.parquet").mkdir()
     shard = ShardFile("a.parquet", "a.ARW", 1, (tmp_path / "a.parquet").stat().st_size, "", (1, 8, 8), 8)
-    assert shards.check_shard(tmp_path, shard, {}).startswith("cannot be read")
+    assert check_shard(tmp_path, shard, {}).startswith("cannot be read")

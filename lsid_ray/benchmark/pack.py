@@ -18,9 +18,11 @@ import ray
 
 from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.data.catalog import read_catalog
-from lsid_ray.data.pack import Job, pack_file, pack_folder
-from lsid_ray.data.shards import TILE, read_index
+from lsid_ray.data.convert import Job, pack_file
+from lsid_ray.data.pack import pack_folder
+from lsid_ray.data.shards import read_index
 from lsid_ray.data.tasks import keep_memory, over_ray
+from lsid_ray.data.tiles import TILE
 from lsid_ray.errors import InputError
 from lsid_ray.raw.develop import render
 from lsid_ray.raw.dng import write_dng

@@ -14,20 +14,18 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from lsid_ray import __version__, storage
 from lsid_ray.data import shards
 from lsid_ray.data.catalog import Catalog, Pair, read_catalog
+from lsid_ray.data.convert import Job, Outcome, pack_file, shard_of
 from lsid_ray.data.tasks import over_ray
+from lsid_ray.data.tiles import TILE, file_xxh128, read_record
 from lsid_ray.errors import InputError
-from lsid_ray.raw.develop import read_and_render, rendering_record
-from lsid_ray.raw.frame import RawFrame, read_raw
-from lsid_ray.raw.mosaic import Packed, amplification_ratio, layout
+from lsid_ray.raw.develop import rendering_record
+from lsid_ray.raw.mosaic import amplification_ratio
 from lsid_ray.storage import AnyPath, Remote
 
 Progress = Callable[[int, int], None]
-NOT_KEPT = {"mosaic", "source", "aperture", "focal_length_mm", "taken"}  # of a RawFrame
 
 
 @dataclasses.dataclass(frozen=True)
@@ -63,7 +61,7 @@ def pack_folder(
     root: str | AnyPath,
     destination: str | AnyPath,
     *,
-    tile: int = shards.TILE,
+    tile: int = TILE,
     progress: Progress = lambda done, total: None,
 ) -> PackResult:
     """Bring the folder `destination` up to date with every pair under `root` (short/ and long/, SID's names).
@@ -80,35 +78,6 @@ def pack_folder(
         raise InputError(f"--tile is {tile}: expected 1 or more")
     root, destination = storage.path(root).absolute(), storage.path(destination).absolute()
     return bring_up_to_date(root, destination, tile, progress, frozenset())
-
-
-@dataclasses.dataclass(frozen=True)
-class Job:
-    """A raw file that must be looked at."""
-
-    name: str
-    """Relative to the data set's folder."""
-    path: str
-    known: shards.Source | None
-    """As the index has it."""
-    shard_xxh128: str
-    """What its shard must be if the raw file is as the index has it; empty when that is not known."""
-    take_over: bool
-    """A shard that says it is of this raw file is taken."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of a job."""
-
-    source: shards.Source | None
-    """None when the file could not be read."""
-    frame: shards.ShortFrame | None
-    reason: str
-    """Why there is no frame."""
-    decoded: bool
-    full: bool = False
-    """The destination could not be written to: no fault of the file."""
 
 
 @dataclasses.dataclass
@@ -185,7 +154,7 @@ def _look(root: AnyPath, destination: AnyPath, tile: int, broken: frozenset[str]
         if known is not None and known.reason and index.program != __version__:
             known = None  # this program may read it
         unchanged = known is not None and (known.bytes, known.mtime_ns) == facts
-        shard = _shard_of(name)
+        shard = shard_of(name)
         if unchanged and known.reason:
             state.sources[name], state.reasons[name] = known, known.reason
         elif unchanged and known.shard and shard not in broken and _stands(state, known):
@@ -206,7 +175,7 @@ def _in_order(jobs: list[Job], there: Container[str]) -> list[Job]:
     for kind, end in (("long/", 0.75), ("short/", 1.0)):
         of_kind = [job for job in jobs if job.name.startswith(kind)]
         places |= {job.name: end * number / len(of_kind) for number, job in enumerate(of_kind)}
-    return sorted(jobs, key=lambda job: (_shard_of(job.name) not in there, places[job.name]))
+    return sorted(jobs, key=lambda job: (shard_of(job.name) not in there, places[job.name]))
 
 
 def _known_index(destination: AnyPath) -> tuple[shards.Index | None, bool]:
@@ -228,7 +197,7 @@ def _check_same_set(state: _State, found: dict[str, tuple[int, int]]) -> None:
     index = state.index
     if index is None:  # of a run that was killed there may be shards
         left = (state.destination / name for name in sorted(state.there) if name.endswith(".parquet"))
-        records = filter(None, map(shards.read_record, left))
+        records = filter(None, map(read_record, left))
         first = next(records, None)
         if first is not None and not any(_is_found(record, found) for record in itertools.chain([first], records)):
             raise InputError(f"{refused}expected those of {state.root}{advice}")
@@ -243,7 +212,7 @@ def _check_same_set(state: _State, found: dict[str, tuple[int, int]]) -> None:
         return
     for name in sized:  # a copy that lost its times
         try:
-            if shards.file_xxh128(state.root / name) == known[name].xxh128:
+            if file_xxh128(state.root / name) == known[name].xxh128:
                 return
         except OSError:
             continue
@@ -262,7 +231,7 @@ def _stands(state: _State, known: shards.Source) -> bool:
     if size != state.index.frames[known.shard].shard.bytes:
         return False
     # A run that was killed may have packed a changed file that has since been changed back.
-    return state.finished or shards.read_record(state.destination / known.shard) == state.index.record(known.shard)
+    return state.finished or read_record(state.destination / known.shard) == state.index.record(known.shard)
 
 
 def _carry_out(state: _State, progress: Progress) -> PackResult:
@@ -288,7 +257,7 @@ def _carry_out(state: _State, progress: Progress) -> PackResult:
                 if outcome.source is not None:
                     state.sources[job.name] = outcome.source
                 if outcome.frame is not None:
-                    state.frames[_shard_of(job.name)] = outcome.frame
+                    state.frames[shard_of(job.name)] = outcome.frame
                 else:
                     state.reasons[job.name] = outcome.reason
                 if outcome.decoded:
@@ -304,7 +273,7 @@ def _carry_out(state: _State, progress: Progress) -> PackResult:
     shards.write_index(destination, index)
     for path in shards.strays(destination, index):
         named = state.index is not None and path in state.index.frames
-        if named or shards.read_record(destination / path) is not None:
+        if named or read_record(destination / path) is not None:
             (destination / path).unlink(missing_ok=True)
     (destination / shards.UNFINISHED).unlink(missing_ok=True)
     before = state.index.sources if state.index else {}
@@ -317,7 +286,7 @@ def _assemble(state: _State) -> shards.Index:
     pairs, reasons = [], dict(state.reasons)
     for pair in state.pairs:
         names = [str(path.relative_to(state.root)) for path in (pair.short, pair.long)]
-        frames = [state.frames.get(_shard_of(name)) for name in names]
+        frames = [state.frames.get(shard_of(name)) for name in names]
         if None not in frames:
             try:
                 pairs.append(_packed_pair(pair, pair in state.catalog.excluded, *frames))
@@ -358,11 +327,6 @@ def _packed_pair(pair: Pair, misaligned: bool, short: shards.ShortFrame, long: s
     )
 
 
-def _shard_of(name: str) -> str:
-    """short/10003_00_0.04s.ARW -> short/10003_00_0.04s.parquet"""
-    return os.path.splitext(name)[0] + ".parquet"
-
-
 def _remove_partials(destination: AnyPath) -> None:
     """Remove what killed runs have left half written; an object store shows nothing of that."""
     for name in storage.files_below(destination) if isinstance(destination, Path) else ():
@@ -389,86 +353,3 @@ def _locked(destination: AnyPath) -> Iterator[None]:
             if error.errno not in (errno.ENOLCK, errno.ENOTSUP):  # a file system without locks
                 raise
         yield
-
-
-def pack_file(job: Job, destination: str, tile: int) -> Outcome:
-    """One raw file to its shard, unless the shard is there."""
-    try:
-        source = storage.path(job.path)
-        with storage.local(source) as here:
-            return _pack_file(job, source, here, storage.path(destination), tile)
-    except OSError as error:
-        return Outcome(None, None, error.strerror or str(error), True)
-    except InputError as error:  # an object store's refusal
-        return Outcome(None, None, str(error).removeprefix(f"{job.path}: "), True)
-
-
-def _pack_file(job: Job, path: AnyPath, here: Path, destination: AnyPath, tile: int) -> Outcome:
-    """`pack_file`, with the file on this machine."""
-    shard, stat, xxh128 = _shard_of(job.name), path.stat(), shards.file_xxh128(here)
-    source = shards.Source(stat.st_size, stat.st_mtime_ns, xxh128, shard, "")
-    as_known = job.known is not None and job.known.xxh128 == xxh128
-    if as_known and job.known.reason:
-        return Outcome(_failed(source, job.known.reason), None, job.known.reason, False)
-    there = _there(job, source, job.shard_xxh128 if as_known else "", destination, tile)
-    if there is not None:
-        return Outcome(source, there, "", False)
-    try:
-        frame, pixels, offset, side = _decode(here, job.name.startswith("long/"), tile)
-        now = path.stat()
-    except InputError as error:
-        reason = str(error).removeprefix(f"{here}: ")
-        return Outcome(_failed(source, reason), None, reason, True)
-    except (OSError, MemoryError) as error:  # no fault of the file's content
-        return Outcome(None, None, getattr(error, "strerror", None) or "not enough memory to decode it", True)
-    except Exception as error:  # whatever else a damaged file leads to stops no other
-        reason = f"cannot be decoded ({type(error).__name__}: {error})"
-        return Outcome(_failed(source, reason), None, reason, True)
-    if (now.st_size, now.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-        return Outcome(None, None, "it changed while it was read: pack again", True)
-    known = {f.name: getattr(frame, f.name) for f in dataclasses.fields(frame) if f.name not in NOT_KEPT}
-    entry = shards.ShardFile(shard, path.name, stat.st_size, 0, "", pixels.shape, side, offset)
-    packed = shards.ShortFrame(shard=entry, height=frame.height, width=frame.width, **known)
-    record = shards.shard_record(packed, xxh128, tile, rendering_record())
-    try:
-        size, digest = shards.write_shard(destination / shard, pixels, side, record)
-    except OSError as error:
-        return Outcome(None, None, error.strerror or str(error), True, full=True)
-    return Outcome(source, shards.recorded_frame(record, size, digest), "", True)
-
-
-def _failed(source: shards.Source, reason: str) -> shards.Source:
-    return dataclasses.replace(source, shard="", reason=reason)
-
-
-def _there(
-    job: Job, source: shards.Source, shard_xxh128: str, destination: AnyPath, tile: int
-) -> shards.ShortFrame | None:
-    """The entry of a shard that is there already and of this raw file, by what it says of itself."""
-    path = destination / source.shard
-    record = shards.read_record(path) if job.take_over else None
-    if record is None:
-        return None
-    try:
-        shard = record["frame"]["shard"]
-        said = (record["version"], record["tile"], record["source_xxh128"], shard["source"], shard["path"])
-        if said != (shards.VERSION, tile, source.xxh128, job.path.rpartition("/")[2], source.shard):
-            return None
-        if job.name.startswith("long/") and record["rendering"] != rendering_record():
-            return None
-        digest = shards.file_xxh128(path)
-        if shard_xxh128 not in ("", digest):
-            return None
-        return shards.recorded_frame(record, path.stat().st_size, digest)
-    except (OSError, KeyError, TypeError):
-        return None
-
-
-def _decode(path: Path, long: bool, tile: int) -> tuple[RawFrame, np.ndarray | Packed, int, int]:
-    """The frame, its pixels (C, H, W) uint16 as they are kept, what was added to them, and the side of their tiles."""
-    if long:
-        frame, rgb = read_and_render(path)
-        return frame, rgb.transpose(2, 0, 1), 0, layout(frame.cfa).block * tile
-    frame = read_raw(path)
-    offset = shards.offset_of(frame.black)
-    return frame, Packed(frame.mosaic, frame.cfa, offset), offset, tile

@@ -8,6 +8,7 @@ from lsid_ray import storage
 from lsid_ray.data import shards
 from lsid_ray.data.pack import Progress, bring_up_to_date
 from lsid_ray.data.tasks import over_ray
+from lsid_ray.data.tiles import ShardFile, check_shard
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 
@@ -71,5 +72,5 @@ def repair_folder(
     return RepairResult(broken, (*failures, *verify_folder(destination, only=names)))
 
 
-def _check(job: tuple[shards.ShardFile, dict[str, Any]], folder: str) -> str:
-    return shards.check_shard(folder, *job)
+def _check(job: tuple[ShardFile, dict[str, Any]], folder: str) -> str:
+    return check_shard(folder, *job)
