@@ -67,6 +67,20 @@ def test_a_window_of_the_planes_is_packed_alone(cfa: str):
         np.testing.assert_array_equal(packed[:, top:bottom, left:right], planes[:, top:bottom, left:right])
 
 
+@pytest.mark.parametrize("cfa", [*BAYER_PHASES, *XTRANS_PHASES[:7]])
+def test_a_window_that_fits_8_bits_after_the_offset_has_them(cfa: str):
+    sensor = np.random.default_rng(0).integers(450, 600, (47, 53), dtype=np.uint16)
+    mosaic = sensor[2:43, 3:53]  # within margins, as LibRaw has it
+    mosaic[20:, 20:] += 300
+    planes, packed = pack(mosaic, cfa), Packed(mosaic, cfa, 2**16 - 400)
+    height, width = planes.shape[1:]
+    for window, dtype in (((0, 4, 0, 4), np.uint8), ((0, height, 0, width), np.uint16)):
+        top, bottom, left, right = window
+        part = packed[:, top:bottom, left:right]
+        assert part.dtype == dtype
+        np.testing.assert_array_equal(part, planes[:, top:bottom, left:right] - 400)
+
+
 @pytest.mark.parametrize("cfa", BAYER_PHASES)
 def test_each_plane_holds_its_own_colour(cfa: str):
     mosaic = np.tile(np.array([ord(color) for color in cfa], np.uint16).reshape(2, 2), (4, 5))[:7, :9]
