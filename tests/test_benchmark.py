@@ -1,11 +1,15 @@
 """Benchmarks measure what they say; how fast a machine is decides no test."""
 
+import shutil
 from pathlib import Path
+
+import pytest
 
 from lsid_ray import config
 from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.benchmark.pack import measure_pack, pack_table
 from lsid_ray.benchmark.predict import PredictTimes, measure_predict, predict_table
+from lsid_ray.errors import InputError
 
 
 def test_prediction_is_measured_in_bands_and_whole():
@@ -40,3 +44,11 @@ def test_packing_is_measured_against_libraw_alone(cluster: None, data_root: Path
     assert times.libraw_s > 0 and times.plain_s > 0 and times.pack_s > 0 and times.largest_bytes > 50 << 20
     text = pack_table(times)
     assert f"{times.speed:.2f} of the speed of LibRaw alone, at {times.plain_speed:.2f} in plain processes" in text
+
+
+def test_a_file_that_cannot_be_packed_leaves_nothing_to_compare(cluster: None, data_root: Path, tmp_path: Path):
+    root = shutil.copytree(data_root, tmp_path / "set")
+    broken = min((root / "short").iterdir())
+    broken.write_bytes(broken.read_bytes()[:1000])
+    with pytest.raises(InputError, match=rf"1 files cannot be packed, so nothing to compare; short/{broken.name}: "):
+        measure_pack(root, tmp_path)

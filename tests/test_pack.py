@@ -193,3 +193,18 @@ def test_one_pair_is_enough(cluster: None, copied: Path, tmp_path: Path) -> None
     result = pack_folder(copied, tmp_path / "out", tile=32)
     assert (result.pairs, result.packed, result.kept, result.failures) == (1, 2, 0, ())
     assert len(open_shards(tmp_path / "out", ["train"]).pairs) == 1
+
+
+def test_a_long_is_never_left_to_the_end(monkeypatch, data_root: Path, tmp_path: Path) -> None:
+    given = []
+
+    def stopped(work, jobs, *arguments):
+        given.extend(jobs)
+        raise InputError("stopped")
+
+    monkeypatch.setattr(packing, "over_ray", stopped)
+    with pytest.raises(InputError, match="stopped"):
+        pack_folder(data_root, tmp_path / "out", tile=32)
+    kinds = [job.name.partition("/")[0] for job in given]
+    assert (kinds.count("long"), kinds.count("short")) == (5, 10)
+    assert kinds[-3:] == ["short"] * 3 and "short" in kinds[:3] and "long" in kinds[6:]

@@ -8,14 +8,7 @@ from test_tiles import noise, write
 
 from lsid_ray.data import shards
 from lsid_ray.data.convert import NOT_KEPT
-from lsid_ray.data.shards import (
-    Index,
-    PackedPair,
-    ShortFrame,
-    Source,
-    open_shards,
-    read_index,
-)
+from lsid_ray.data.shards import Index, PackedPair, ShortFrame, Source, open_shards, read_index
 from lsid_ray.data.tiles import offset_of, read_record, write_shard
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame

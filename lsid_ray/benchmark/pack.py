@@ -21,7 +21,7 @@ from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.convert import Job, pack_file
 from lsid_ray.data.pack import pack_folder
 from lsid_ray.data.shards import read_index
-from lsid_ray.data.tasks import keep_memory, over_ray
+from lsid_ray.data.tasks import keep_memory
 from lsid_ray.data.tiles import TILE
 from lsid_ray.errors import InputError
 from lsid_ray.raw.develop import render
@@ -79,34 +79,30 @@ def measure_pack(root: Path, folder: Path, largest: tuple[int, int] = LARGEST) -
         ProcessPoolExecutor(cores, spawn) as pool,
         ProcessPoolExecutor(cores, spawn, keep_memory) as plain,
     ):
-        for started in (
-            pool.map(_libraw, jobs[:cores]),
-            plain.map(_libraw, jobs[:cores]),
-            over_ray(_libraw, jobs[: 2 * cores]),
-        ):
-            list(started)  # processes started, packages loaded
+        packed = pack_folder(root, shards)  # not timed: processes start, packages are loaded
+        if packed.failures:
+            name, reason = packed.failures[0]
+            raise InputError(
+                f"{root}: {len(packed.failures)} files cannot be packed, so nothing to compare; {name}: {reason}"
+            )
+        for started in (pool.map(_libraw, jobs[:cores]), plain.map(_libraw, jobs[:cores])):
+            list(started)
         rounds = []
         for _ in range(2):
             libraw_s = _timed(lambda: list(pool.map(_libraw, jobs)))
-            shutil.rmtree(shards, ignore_errors=True)  # so that the next run has its memory and its room on the disk
+            shutil.rmtree(shards)  # so that the next run has its memory and its room on the disk
             for kind in ("short", "long"):
                 (shards / kind).mkdir(parents=True)
             plain_s = _timed(lambda: list(plain.map(partial(_pack, shards), jobs)))
             shutil.rmtree(shards)
             pack_s = _timed(lambda: pack_folder(root, shards))
             rounds.append((libraw_s, plain_s, pack_s))
-    packed = read_index(shards)
     libraw_s, plain_s, pack_s = map(min, zip(*rounds, strict=True))
-    if packed.failed:
-        name, reason = packed.failed[0]
-        raise InputError(
-            f"{root}: {len(packed.failed)} files cannot be packed, so nothing to compare; {name}: {reason}"
-        )
     return PackTimes(
         shorts=len(shorts),
         longs=len(longs),
         raw_bytes=sum(path.stat().st_size for path in shorts | longs),
-        shard_bytes=sum(frame.shard.bytes for frame in packed.frames.values()),
+        shard_bytes=sum(frame.shard.bytes for frame in read_index(shards).frames.values()),
         cores=cores,
         libraw_s=libraw_s,
         plain_s=plain_s,

@@ -142,7 +142,7 @@ def _look(root: AnyPath, destination: AnyPath, tile: int, broken: frozenset[str]
     }
     found: dict[str, tuple[int, int]] = {}
     paths = {path for pair in state.pairs for path in (pair.short, pair.long)}
-    for path in sorted(paths, key=lambda path: (path.name, path)):  # short and long in turn: their times differ
+    for path in sorted(paths):
         name = str(path.relative_to(root))
         if name in listed:
             found[name] = listed[name]
@@ -162,7 +162,7 @@ def _look(root: AnyPath, destination: AnyPath, tile: int, broken: frozenset[str]
         else:
             xxh128 = index.frames[shard].shard.xxh128 if known is not None and known.shard else ""
             state.jobs.append(Job(name, str(root / name), known, xxh128, shard not in broken))
-    state.jobs[:] = _in_order(state.jobs, state.there)
+    state.jobs = _in_order(state.jobs, state.there)
     return state
 
 

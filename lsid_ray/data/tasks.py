@@ -17,7 +17,7 @@ IN_FLIGHT_A_CORE = 3  # tasks, all but one waiting: Ray Data gives out the next 
 MOST_TOGETHER = 8  # items in a task: each task costs Ray 12 ms of work (ray 2.60)
 LEAST_A_CORE = 6  # tasks, so that all cores end at about the same time
 KEPT_BYTES = 512 << 20  # of freed memory, by a process that may soon need it again
-RETRIES = 1  # of an item that is alone in its task, whose process died; Ray Data's own have no end
+RETRIES = 1  # of a task whose process or node died; Ray Data's own have no end
 
 
 def keep_memory() -> None:
@@ -42,20 +42,15 @@ def over_ray(
     left = dict(enumerate(items))
     cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
     # Items that shared a task with one whose process died are taken up again, each in a task of its own.
-    for most, retries in ((MOST_TOGETHER, 0), (1, RETRIES)):
-        for number, outcome in _map(work, list(left.items()), arguments, cores, most, retries):
+    for most in (MOST_TOGETHER, 1):
+        for number, outcome in _map(work, list(left.items()), arguments, cores, most):
             yield left.pop(number), outcome
     for item in left.values():
         yield item, None
 
 
 def _map(
-    work: Callable[..., Outcome],
-    items: list[tuple[int, Item]],
-    arguments: tuple[Any, ...],
-    cores: int,
-    most: int,
-    retries: int,
+    work: Callable[..., Outcome], items: list[tuple[int, Item]], arguments: tuple[Any, ...], cores: int, most: int
 ) -> Iterator[tuple[int, Outcome]]:
     """Numbers and outcomes of numbered items, at most so many a task; not those of a task whose process died."""
 
@@ -80,7 +75,7 @@ def _map(
             one,
             num_cpus=0,
             compute=TaskPoolStrategy(size=min(IN_FLIGHT_A_CORE * cores, tasks)),
-            ray_remote_args_fn=lambda: {"num_cpus": 1, "max_retries": retries},
+            ray_remote_args_fn=lambda: {"num_cpus": 1, "max_retries": RETRIES},
         )
         results = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0))  # or each waits for the next
     for batch in results:

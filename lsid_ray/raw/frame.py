@@ -83,8 +83,11 @@ def read_raw(path: str | Path) -> RawFrame:
 
     Exposure time: LibRaw's own metadata, else SID's file name, else None. Raises InputError, naming file
     and reason, for a file that is missing, damaged, truncated, no raw file, or without a colour filter array.
+    The mosaic is LibRaw's own memory: the file stays open as long as it lives.
     """
-    return frame_of(_decoded(Path(path)), path)
+    path = Path(path)
+    with _refused(path):
+        return frame_of(_decoded(path), path)
 
 
 @contextmanager
@@ -104,14 +107,14 @@ def _decoded(path: Path) -> rawpy.RawPy:
     except OSError as error:  # a folder, a loop of links, no permission
         raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
     _check_container(path)
-    with _refused(path):
-        raw = rawpy.imread(str(path))
-        raw.unpack()
-        return raw
+    raw = rawpy.imread(str(path))
+    raw.unpack()
+    return raw
 
 
 @contextmanager
 def _refused(path: Path) -> Iterator[None]:
+    """Whatever LibRaw finds wrong with a file is an InputError."""
     try:
         yield
     except rawpy.LibRawFileUnsupportedError:
@@ -138,7 +141,7 @@ def frame_of(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
     blank = (shutter_s, iso, aperture) == (1, 0, 1)
     known = 0 < shutter_s < _LONGEST_EXPOSURE_S and not blank
     return RawFrame(
-        mosaic=raw.raw_image_visible,  # LibRaw's memory, which lives as long as the view
+        mosaic=raw.raw_image_visible,
         cfa=cfa,
         black=black,
         white=white,

@@ -118,21 +118,8 @@ class Packed:
         mosaic = self.mosaic[block * y : block * bottom, block * x : block * right] + self.offset
         dark = np.bitwise_or.reduce(mosaic, axis=None) < 256
         planes = np.empty((self.shape[0], bottom - y, right - x), np.uint8 if dark else np.uint16)
-        if self.layout is BAYER:
-            _pack_bayer(mosaic, planes)
-        else:
-            _pack(self.layout, mosaic, planes)
+        _pack(self.layout, mosaic, planes)
         return planes[:, top - y :, left - x :]
-
-
-def _pack_bayer(mosaic: np.ndarray, planes: np.ndarray) -> None:
-    """`_pack` of 16 bits a sensel: two neighbours read as one number of 32 bits, which takes a third of the time."""
-    twos = mosaic.view("<u4")
-    np.copyto(planes[0], twos[0::2], casting="unsafe")  # the lower half
-    np.copyto(planes[3], twos[1::2], casting="unsafe")
-    twos = twos >> 16
-    np.copyto(planes[1], twos[0::2], casting="unsafe")
-    np.copyto(planes[2], twos[1::2], casting="unsafe")
 
 
 def pack(mosaic: np.ndarray, cfa: str) -> np.ndarray:
@@ -151,6 +138,12 @@ def pack(mosaic: np.ndarray, cfa: str) -> np.ndarray:
 
 
 def _pack(found: Layout, mosaic: np.ndarray, planes: np.ndarray) -> None:
+    if found is BAYER and mosaic.dtype == np.uint16 and mosaic.strides[1] == 2:
+        twos = mosaic.view("<u4")  # two neighbours as one number: a quarter faster than every second sensel
+        for left, right, rows in ((0, 1, twos[0::2]), (3, 2, twos[1::2])):
+            np.copyto(planes[left], rows, casting="unsafe")  # the lower bits
+            np.copyto(planes[right], rows >> 16, casting="unsafe")
+        return
     for plane, there, here in _slices(found):
         planes[plane][there] = mosaic[here]
 
