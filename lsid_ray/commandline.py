@@ -1,4 +1,4 @@
-"""The command line of a job: options from dataclasses, and a user's mistake as one line with exit code 2."""
+"""The command line of a job: options from dataclasses; a user's mistake is one line and exit code 2."""
 
 import contextlib
 import functools
@@ -12,17 +12,18 @@ from typing import Annotated, TypeVar
 
 import tyro
 
-from lsid_ray.config import Experiment, Sweep, from_json
-from lsid_ray.errors import InputError, PartFailure
-from lsid_ray.presets import PRESETS
-from lsid_ray.storage import StoreError
+from lsid_ray.config.presets import PRESETS
+from lsid_ray.config.schema import Experiment, SweepConfig
+from lsid_ray.config.serialization import from_json
+from lsid_ray.errors import InputError, PartialFailure
+from lsid_ray.object_store import StoreError
 
 Options = TypeVar("Options")
 
 
 @dataclass(frozen=True)
 class ExperimentCommand:
-    """A preset with its fields overridden."""
+    """A preset with fields overridden."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     dry_run: bool = False
@@ -30,28 +31,30 @@ class ExperimentCommand:
 
 
 def parse(kind: type[Options], description: str | None) -> Options:
-    """The process's arguments as `kind`, a dataclass whose docstrings are the help."""
+    """The command line as `kind`, a dataclass whose docstrings are the help text."""
     return _one_line(lambda: tyro.cli(kind, description=description))
 
 
 def parse_call(functions: Sequence[Callable[..., None]], description: str | None) -> Callable[[], None]:
-    """The process's arguments as a call of one of `functions`, yet to be made; each is a subcommand of its name."""
+    """The command line as a deferred call of one of `functions`, each a subcommand of that name."""
 
-    def later(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
-        return functools.wraps(function)(lambda *given, **named: functools.partial(function, *given, **named))
+    def defer(function: Callable[..., None]) -> Callable[..., Callable[[], None]]:
+        return functools.wraps(function)(lambda *args, **kwargs: functools.partial(function, *args, **kwargs))
 
-    commands = {function.__name__: later(function) for function in functions}
+    commands = {function.__name__: defer(function) for function in functions}
     return _one_line(lambda: tyro.extras.subcommand_cli_from_dict(commands, description=description))
 
 
 def parse_experiment(description: str | None) -> ExperimentCommand:
-    """The process's arguments: a preset's name or --experiment and a JSON file, then fields of it."""
+    """The command line: the name of a preset, or --experiment and a JSON file; then fields to override."""
     if sys.argv[1:2] == ["--experiment"]:
         file, arguments = Path(*sys.argv[2:3]), sys.argv[3:]
         try:
             experiment = from_json(file.read_text(), str(file))
         except OSError as error:
-            raise InputError(f"--experiment {file}: {error.strerror}; expected a file as winner.json") from None
+            raise InputError(
+                f"--experiment {file}: {error.strerror}; expected experiment.json of a run or best.json of a sweep"
+            ) from None
         default = ExperimentCommand(experiment)
         return _one_line(lambda: tyro.cli(ExperimentCommand, default=default, description=description, args=arguments))
     presets = {name: (text, ExperimentCommand(experiment)) for name, (text, experiment) in PRESETS.items()}
@@ -60,40 +63,40 @@ def parse_experiment(description: str | None) -> ExperimentCommand:
 
 @dataclass(frozen=True)
 class SweepCommand:
-    """A preset with its fields overridden, and how to search from there."""
+    """A preset with fields overridden, and how to search around it."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
-    sweep: Annotated[Sweep, tyro.conf.arg(name="")] = field(default_factory=Sweep)
+    sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
     dry_run: bool = False
-    """Print what would be searched and stop."""
+    """Print the resolved sweep and stop."""
 
 
 def parse_sweep(description: str | None) -> tuple[SweepCommand, dict[str, str]]:
-    """The process's arguments: a preset's name, fields of it and of the sweep; and what --search.FIELD gives."""
-    arguments, search = [], {}
-    given = iter(sys.argv[1:])
-    for argument in given:
+    """The command line: the name of a preset, fields of it and of the sweep; and the text of each --search.FIELD."""
+    others, search = [], {}
+    arguments = iter(sys.argv[1:])
+    for argument in arguments:
         if argument.startswith("--search."):
             name, _, text = argument.removeprefix("--search.").partition("=")
-            search[name] = text or next(given, "")
+            search[name] = text or next(arguments, "")
         else:
-            arguments.append(argument)
+            others.append(argument)
     presets = {
         name: (text, SweepCommand(replace(experiment, name=f"{name}-sweep")))
         for name, (text, experiment) in PRESETS.items()
     }
     parse_arguments = functools.partial(tyro.extras.overridable_config_cli, presets, description=description)
-    return _one_line(lambda: parse_arguments(args=arguments)), search
+    return _one_line(lambda: parse_arguments(args=others)), search
 
 
 def run_job(main: Callable[[], None]) -> None:
-    """Run a job's `main`; an InputError becomes one line and exit code 2, PartFailure and StoreError exit code 1."""
+    """Run a job's `main`. InputError becomes one line and exit code 2, PartialFailure and StoreError exit code 1."""
     try:
         main()
     except InputError as error:
         print(f"error: {error}", file=sys.stderr)
         sys.exit(2)
-    except PartFailure as failure:
+    except PartialFailure as failure:
         print(f"incomplete: {failure}", file=sys.stderr)
         sys.exit(1)
     except StoreError as error:
@@ -105,7 +108,7 @@ def run_job(main: Callable[[], None]) -> None:
 
 
 def _one_line(parse_arguments: Callable[[], Options]) -> Options:
-    """tyro's box of a mistake as an InputError: what it says first, on one line."""
+    """Run a tyro parser; turn the box in which it reports a mistake into an InputError of one line."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
@@ -113,7 +116,7 @@ def _one_line(parse_arguments: Callable[[], Options]) -> Options:
     except SystemExit as stop:
         if not stop.code:
             raise
-    inside = [line.strip(" │╭╮╰╯─|+-\n") for line in box.getvalue().splitlines()]
-    said = [line for line in inside if line and "helptext" not in line and not line.endswith("options")]
-    sentence = re.sub(r"\s+", " ", "; ".join(said[:3])).replace(":;", ":")
-    raise InputError(f"{sentence} (see {sys.argv[0]} --help)")
+    lines = [line.strip(" │╭╮╰╯─|+-\n") for line in box.getvalue().splitlines()]
+    lines = [line for line in lines if line and "helptext" not in line and not line.endswith("options")]
+    message = re.sub(r"\s+", " ", "; ".join(lines[:3])).replace(":;", ":")
+    raise InputError(f"{message} (see {sys.argv[0]} --help)")

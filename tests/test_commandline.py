@@ -7,13 +7,13 @@ import pytest
 import tyro
 
 from lsid_ray.commandline import parse_call, parse_experiment, run_job
-from lsid_ray.errors import InputError, PartFailure
-from lsid_ray.presets import PRESETS
-from lsid_ray.storage import StoreError
+from lsid_ray.config.presets import PRESETS
+from lsid_ray.errors import InputError, PartialFailure
+from lsid_ray.object_store import StoreError
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_presets_name_alone_is_the_preset(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_name_of_a_preset_gives_the_preset(preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "argv", ["train.py", preset])
     command = parse_experiment(None)
     assert command.experiment == PRESETS[preset][1] and not command.dry_run
@@ -74,20 +74,20 @@ def test_help_explains_every_field(preset: str, monkeypatch: pytest.MonkeyPatch,
     monkeypatch.setattr(sys, "argv", ["train.py", preset, "--help"])
     with pytest.raises(SystemExit) as caught:
         parse_experiment(None)
-    said = capsys.readouterr().out
+    written = capsys.readouterr().out
     assert not caught.value.code
-    assert "--dry-run" in said and "--loss.adv-weight" in said and "DDP" in said
+    assert "--dry-run" in written and "--loss.adv-weight" in written and "DDP" in written
 
 
 @pytest.mark.parametrize(
     ("error", "code", "line"),
     [
         (InputError("x is 3"), 2, "error: x is 3\n"),
-        (PartFailure("2 files"), 1, "incomplete: 2 files\n"),
+        (PartialFailure("2 files"), 1, "incomplete: 2 files\n"),
         (StoreError(5, "not reached", "s3://b/x"), 1, "incomplete: s3://b/x: not reached\n"),
     ],
 )
-def test_a_jobs_end_is_an_exit_code_and_a_line(
+def test_a_failed_job_prints_one_line_and_sets_the_exit_code(
     error: Exception, code: int, line: str, capsys: pytest.CaptureFixture
 ) -> None:
     def main() -> None:

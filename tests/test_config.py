@@ -9,14 +9,16 @@ from typing import Any
 import pytest
 import tyro
 
-from lsid_ray import config
-from lsid_ray.config import Experiment, check, from_json, identity, to_json
+from lsid_ray.config import schema
+from lsid_ray.config.checks import check_experiment
+from lsid_ray.config.presets import PRESETS
+from lsid_ray.config.schema import Experiment
+from lsid_ray.config.serialization import from_json, identity, to_json
 from lsid_ray.errors import InputError
-from lsid_ray.presets import PRESETS
 
 
 def preset(name: str) -> Experiment:
-    """With a data folder, which a user must give."""
+    """With a data folder, which the user must give."""
     experiment = PRESETS[name][1]
     return dataclasses.replace(experiment, data=dataclasses.replace(experiment.data, root="data/sid"))
 
@@ -32,16 +34,16 @@ def changed(experiment: Experiment, option: str, value: Any) -> Experiment:
 
 @pytest.mark.parametrize("name", PRESETS)
 def test_every_preset_can_run(name: str):
-    check(preset(name))
+    check_experiment(preset(name))
     assert PRESETS[name][1].name == name
 
 
-def test_the_demo_needs_no_option():
-    check(PRESETS["demo"][1])
+def test_the_demo_needs_no_options():
+    check_experiment(PRESETS["demo"][1])
 
 
-def test_the_seed_preset_has_the_starting_points_numbers():
-    e = PRESETS["seed"][1]
+def test_the_thesia_preset_has_the_baselines_values():
+    e = PRESETS["thesia"][1]
     g, d, o, t = e.generator, e.discriminator, e.optimizer, e.training
     assert (g.width, g.depth, g.gates, g.norm, g.upsample, g.negative_slope) == (64, 4, True, "batch", "nearest", 0)
     assert (g.output, g.white_balance) == ("half", False)
@@ -54,7 +56,7 @@ def test_the_seed_preset_has_the_starting_points_numbers():
     assert (t.flip_probability, t.transpose_probability, t.precision) == (0.2, 0, "bfloat16")
 
 
-def test_the_chen_preset_has_the_papers_numbers():
+def test_the_chen_preset_has_the_values_of_the_paper():
     e = PRESETS["chen"][1]
     g, o, t = e.generator, e.optimizer, e.training
     assert (g.width, g.depth, g.gates, g.norm, g.upsample, g.negative_slope) == (32, 4, False, "none", "transpose", 0.2)
@@ -65,7 +67,7 @@ def test_the_chen_preset_has_the_papers_numbers():
 
 
 @pytest.mark.parametrize("name", PRESETS)
-def test_an_experiment_comes_back_from_its_json(name: str):
+def test_an_experiment_survives_a_round_trip_through_json(name: str):
     experiment = preset(name)
     again = from_json(to_json(experiment), "x.json")
     assert again == experiment and hash(again) == hash(experiment)
@@ -76,48 +78,55 @@ def without(fields: dict, *path: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, message",
     [
-        (lambda f: f.update(colour=1), "experiment has the unknown field 'colour'"),
-        (lambda f: f["training"].update(colour=1), r"experiment\.training has the unknown field 'colour'"),
-        (lambda f: without(f, "storage"), "experiment lacks the field 'storage'"),
-        (lambda f: without(f, "generator", "depth"), r"experiment\.generator lacks the field 'depth'"),
-        (lambda f: f["generator"].update(width="64"), r"generator\.width is '64', expected int"),
-        (lambda f: f["generator"].update(width=64.0), r"generator\.width is 64\.0, expected int"),
-        (lambda f: f["generator"].update(width=True), r"generator\.width is True, expected int"),
-        (lambda f: f["generator"].update(gates=1), r"generator\.gates is 1, expected bool"),
-        (lambda f: f["loss"].update(l1_weight=None), r"loss\.l1_weight is None, expected float"),
-        (lambda f: f["loss"].update(adversarial="wgan"), r"adversarial is 'wgan', expected one of relativistic, hinge"),
-        (lambda f: f["optimizer"].update(betas=[0.5, "x"]), r"optimizer\.betas is 'x', expected float"),
-        (lambda f: f.update(data="folder"), r"experiment\.data is 'folder', expected an object"),
-        (lambda f: f.update(name=3), r"experiment\.name is 3, expected str"),
+        (lambda f: f.update(colour=1), "the field colour is unknown"),
+        (lambda f: f["training"].update(colour=1), r"the field training\.colour is unknown"),
+        (lambda f: without(f, "name"), "the field name is missing"),
+        (lambda f: without(f, "storage"), "the field storage is missing"),
+        (lambda f: without(f, "generator", "depth"), r"the field generator\.depth is missing"),
+        (lambda f: f["generator"].update(width="64"), r"generator\.width is '64': Input should be a valid integer"),
+        (lambda f: f["generator"].update(width=64.0), r"generator\.width is 64\.0: Input should be a valid integer"),
+        (lambda f: f["generator"].update(width=True), r"generator\.width is True: Input should be a valid integer"),
+        (lambda f: f["generator"].update(gates=1), r"generator\.gates is 1: Input should be a valid boolean"),
+        (lambda f: f["loss"].update(l1_weight=None), r"loss\.l1_weight is None: Input should be a valid number"),
+        (
+            lambda f: f["loss"].update(adversarial="wgan"),
+            r"adversarial is 'wgan': Input should be 'relativistic', 'hinge'",
+        ),
+        (
+            lambda f: f["optimizer"].update(betas=[0.5, "x"]),
+            r"optimizer\.betas\.1 is 'x': Input should be a valid number",
+        ),
+        (lambda f: f.update(data="folder"), r"data is 'folder': Input should be an object"),
+        (lambda f: f.update(name=3), r"name is 3: Input should be a valid string"),
     ],
 )
-def test_a_field_that_does_not_fit_is_named(change, words: str):
-    fields = json.loads(to_json(preset("seed")))
+def test_an_invalid_field_is_named(change, message: str):
+    fields = json.loads(to_json(preset("thesia")))
     change(fields)
-    with pytest.raises(InputError, match=words) as caught:
+    with pytest.raises(InputError, match=message) as caught:
         from_json(json.dumps(fields), "runs/x/experiment.json")
     assert str(caught.value).startswith("runs/x/experiment.json ")
     assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("betas", [[0.5], [0.5, 0.9, 0.9], 0.5, None])
-def test_a_tuple_of_another_length_is_named(betas: Any):
-    fields = json.loads(to_json(preset("seed")))
+def test_a_tuple_of_the_wrong_length_is_named(betas: Any):
+    fields = json.loads(to_json(preset("thesia")))
     fields["optimizer"]["betas"] = betas
     with pytest.raises(InputError, match=r"optimizer\.betas"):
         from_json(json.dumps(fields), "x.json")
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "3", "null"])
-def test_what_is_not_an_experiment_at_all_is_refused(text: str):
+def test_text_that_is_not_an_experiment_is_refused(text: str):
     with pytest.raises(InputError, match=r"x\.json is not an experiment"):
         from_json(text, "x.json")
 
 
-def test_a_whole_number_serves_as_a_float():
-    fields = json.loads(to_json(preset("seed")))
+def test_an_integer_is_accepted_as_a_float():
+    fields = json.loads(to_json(preset("thesia")))
     fields["loss"]["adv_weight"] = 1
     assert type(from_json(json.dumps(fields), "x.json").loss.adv_weight) is float
 
@@ -157,9 +166,9 @@ PROBABILITIES = ["--training.flip-probability", "--training.transpose-probabilit
     + [("--name", ""), ("--name", "a/b"), ("--name", ".."), ("--optimizer.generator-lr", math.inf)]
     + [("--optimizer.betas", (0.9, 1.0)), ("--optimizer.betas", (-0.1, 0.9))],
 )
-def test_a_value_out_of_its_range_is_refused_with_its_option(option: str, value: Any):
+def test_a_value_out_of_range_is_refused_with_its_option(option: str, value: Any):
     with pytest.raises(InputError, match=f"^{option} is {re.escape(repr(value))}: expected ") as caught:
-        check(changed(preset("sid-sony"), option, value))
+        check_experiment(changed(preset("sid-sony"), option, value))
     assert "\n" not in str(caught.value)
 
 
@@ -168,36 +177,36 @@ def test_a_value_out_of_its_range_is_refused_with_its_option(option: str, value:
     [(option, 0) for option in NOT_NEGATIVE] + [(option, value) for option in PROBABILITIES for value in (0, 1)],
 )
 def test_the_ends_of_a_range_are_allowed(option: str, value: Any):
-    check(changed(preset("sid-sony"), option, value))
+    check_experiment(changed(preset("sid-sony"), option, value))
 
 
 @pytest.mark.parametrize("option", ["--training.crop"])
-def test_a_crop_off_the_networks_stride_is_refused(option: str):
-    check(changed(preset("sid-sony"), option, 144))
+def test_a_crop_that_is_no_multiple_of_the_networks_stride_is_refused(option: str):
+    check_experiment(changed(preset("sid-sony"), option, 144))
     with pytest.raises(InputError, match=rf"{option} is 136: expected a multiple of 16 \(--generator\.depth 4\)"):
-        check(changed(preset("sid-sony"), option, 136))
+        check_experiment(changed(preset("sid-sony"), option, 136))
 
 
-def test_a_crop_too_small_for_the_discriminator_is_refused_only_where_there_is_one():
+def test_a_crop_too_small_for_the_discriminator_is_refused_only_if_there_is_one():
     small = changed(preset("sid-sony"), "--training.crop", 16)
     with pytest.raises(InputError, match=r"crop is 16: too small for --discriminator\.layers 3, expected at least 24"):
-        check(small)
-    check(changed(small, "--loss.adv-weight", 0))
+        check_experiment(small)
+    check_experiment(changed(small, "--loss.adv-weight", 0))
 
 
 def test_a_batch_that_cannot_be_divided_among_the_workers_is_refused():
-    check(changed(preset("sid-sony"), "--cluster.num-workers", 8))
+    check_experiment(changed(preset("sid-sony"), "--cluster.num-workers", 8))
     with pytest.raises(InputError, match=r"batch-size is 16: expected a multiple of --cluster\.num-workers 3"):
-        check(changed(preset("sid-sony"), "--cluster.num-workers", 3))
+        check_experiment(changed(preset("sid-sony"), "--cluster.num-workers", 3))
 
 
 def test_a_run_needs_raw_files_or_shards():
     with pytest.raises(InputError, match=r"--data\.root is empty"):
-        check(PRESETS["sid-sony"][1])
-    check(changed(PRESETS["sid-sony"][1], "--data.shards", "shards"))
+        check_experiment(PRESETS["sid-sony"][1])
+    check_experiment(changed(PRESETS["sid-sony"][1], "--data.shards", "shards"))
 
 
-def test_where_a_run_lies_is_not_part_of_its_identity():
+def test_where_a_run_is_stored_is_not_part_of_its_identity():
     experiment = preset("sid-sony")
     for option, value in {"--name": "b", "--storage": "/b", "--data.root": "/b", "--cluster.num-workers": 8}.items():
         assert identity(changed(experiment, option, value)) == identity(experiment)
@@ -210,17 +219,17 @@ def test_the_command_line_starts_from_a_preset(name: str):
     assert tyro.extras.overridable_config_cli(PRESETS, args=[name]) == PRESETS[name][1]
 
 
-def test_the_command_line_changes_single_options():
-    arguments = "seed --name mine --training.batch-size 8 --optimizer.betas 0.9 0.95 --cluster.no-use-gpu"
+def test_the_command_line_overrides_single_options():
+    arguments = "thesia --name mine --training.batch-size 8 --optimizer.betas 0.9 0.95 --cluster.no-use-gpu"
     given = tyro.extras.overridable_config_cli(PRESETS, args=arguments.split())
-    expected = PRESETS["seed"][1]
+    expected = PRESETS["thesia"][1]
     for option, value in {"--name": "mine", "--training.batch-size": 8, "--optimizer.betas": (0.9, 0.95)}.items():
         expected = changed(expected, option, value)
     assert given == changed(expected, "--cluster.use-gpu", False)
 
 
-@pytest.mark.parametrize("arguments", ["seed --colour red", "nosuch", "seed --loss.adversarial wgan"])
-def test_an_option_that_does_not_exist_ends_the_command(arguments: str, capsys: pytest.CaptureFixture):
+@pytest.mark.parametrize("arguments", ["thesia --colour red", "nosuch", "thesia --loss.adversarial wgan"])
+def test_an_unknown_option_ends_the_command(arguments: str, capsys: pytest.CaptureFixture):
     with pytest.raises(SystemExit) as caught:
         tyro.extras.overridable_config_cli(PRESETS, args=arguments.split())
     assert caught.value.code == 2
@@ -228,8 +237,8 @@ def test_an_option_that_does_not_exist_ends_the_command(arguments: str, capsys: 
     assert arguments.split()[-2 if "red" in arguments else -1] in shown.out + shown.err
 
 
-def test_every_option_explains_itself():
-    tree = ast.parse(inspect.getsource(config))
+def test_every_option_has_a_docstring():
+    tree = ast.parse(inspect.getsource(schema))
     classes = {node.name: node for node in tree.body if isinstance(node, ast.ClassDef)}
     for node in classes.values():
         for field, after in zip(node.body, [*node.body[1:], None], strict=True):

@@ -1,0 +1,58 @@
+"""An experiment as JSON and back.
+
+Reading is strict: a file of another version is refused, never completed with today's defaults.
+"""
+
+import dataclasses
+import json
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+
+from lsid_ray.config.schema import Experiment
+from lsid_ray.errors import InputError
+
+ABSENT = "absent"
+
+
+def to_json(experiment: Experiment) -> str:
+    """The resolved experiment as indented JSON."""
+    return json.dumps(dataclasses.asdict(experiment), indent=2)
+
+
+def from_json(text: str, source: str) -> Experiment:
+    """Read what `to_json` wrote. `source` names the file in errors.
+
+    Raises: InputError for an unknown or missing field, or a value of another type.
+    """
+    expected = f"{source} is not an experiment of this version"
+    try:
+        experiment = TypeAdapter(Experiment).validate_json(text, strict=True)
+    except ValidationError as error:
+        first = error.errors()[0]
+        field = ".".join(map(str, first["loc"]))
+        problem = "is missing" if first["type"] == "missing" else f"is {first['input']!r}: {first['msg']}"
+        raise InputError(f"{expected}: {f'the field {field} {problem}' if field else first['msg']}") from None
+    if found := difference(json.loads(text), json.loads(to_json(experiment))):
+        field, given, _ = found
+        raise InputError(f"{expected}: the field {field} is {'missing' if given == ABSENT else 'unknown'}")
+    return experiment
+
+
+def identity(experiment: Experiment) -> dict[str, Any]:
+    """What two runs of one name must share besides their data: everything but where they run and where files are."""
+    fields = json.loads(to_json(experiment))
+    for name in ("name", "storage", "cluster", "data"):
+        del fields[name]
+    return fields
+
+
+def difference(before: Any, now: Any, name: str = "") -> tuple[str, Any, Any] | None:
+    """The first field in which two JSON values differ: its dotted name and both values, ABSENT where it is missing."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted({*before, *now}):
+            field = f"{name}.{key}".lstrip(".")
+            if found := difference(before.get(key, ABSENT), now.get(key, ABSENT), field):
+                return found
+        return None
+    return None if before == now else (name, before, now)
