@@ -1,9 +1,9 @@
-"""What goes wrong through no fault of the program."""
+"""Errors that are reported to the user as one line, without a traceback."""
 
 
 class InputError(ValueError):
-    """A file or option is not usable. The message names it, its value and what was expected."""
+    """A file or option cannot be used. The message names it, its value and what was expected. Exit code 2."""
 
 
-class PartFailure(Exception):
-    """Some inputs failed and were named; everything else was done. A job that ends so has exit code 1."""
+class PartialFailure(Exception):
+    """Some of the work failed; the message names it, and everything else was done. Exit code 1."""

@@ -1,4 +1,4 @@
-"""The cluster's description: valid for Ray, the same versions and sizes everywhere; and what a job uploads."""
+"""cluster.yaml and its variants in the README: valid for Ray, equal versions and sizes; and what a job uploads."""
 
 import json
 import re
@@ -11,20 +11,19 @@ from packaging.specifiers import SpecifierSet
 from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
-HOUSE = Path(__file__).parents[1]
-README = (HOUSE / "README.md").read_text()
-CLUSTER = yaml.safe_load((HOUSE / "cluster.yaml").read_text())
-PROJECT = (HOUSE / "pyproject.toml").read_text()
+REPOSITORY = Path(__file__).parents[1]
+README = (REPOSITORY / "README.md").read_text()
+CLUSTER = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
+PROJECT = (REPOSITORY / "pyproject.toml").read_text()
 RAY, PYTHON = (re.search(pattern, PROJECT)[1] for pattern in (r'"ray\[.*\]==([\d.]+)"', r'requires-python = "(.*)"'))
 BLOCKS = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)]
 RAYJOB = next(block for block in BLOCKS if block.get("kind") == "RayJob")
 VARIANTS = {"aws": {}} | {block["provider"]["type"]: block for block in BLOCKS if "provider" in block}
 
 
-def laid_over(change: dict) -> dict:
-    """cluster.yaml with a variant's top-level keys in place of its own; an empty one takes the key away."""
-    merged = CLUSTER | change
-    return {key: value for key, value in merged.items() if value is not None}
+def merged(variant: dict) -> dict:
+    """cluster.yaml with the top-level keys of a variant; a key without a value is removed."""
+    return {key: value for key, value in (CLUSTER | variant).items() if value is not None}
 
 
 def test_the_readme_has_every_variant():
@@ -32,22 +31,22 @@ def test_the_readme_has_every_variant():
 
 
 @pytest.mark.parametrize("name", VARIANTS)
-def test_ray_takes_every_variant(name: str):
-    config = prepare_config(laid_over(VARIANTS[name]))
+def test_every_variant_is_valid_for_ray(name: str):
+    config = prepare_config(merged(VARIANTS[name]))
     validate_config(config)
     assert config["provider"]["type"] == name
     assert config["setup_commands"] == CLUSTER["setup_commands"]
 
 
 @pytest.mark.parametrize("wrong", [{"max_workers": "six"}, {"head_node_type": "none"}, {"idle_timeout": 3}])
-def test_ray_would_refuse_a_mistake(wrong: dict):
+def test_the_validation_finds_mistakes(wrong: dict):
     with pytest.raises(Exception, match=r"six|head_node_type|idle_timeout"):
-        validate_config(prepare_config(laid_over(wrong)))
+        validate_config(prepare_config(merged(wrong)))
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
-def test_the_head_works_not_and_gpus_come_and_go(name: str):
-    nodes = laid_over(VARIANTS[name])["available_node_types"]
+def test_the_head_has_no_cpus_and_gpu_nodes_scale_from_zero(name: str):
+    nodes = merged(VARIANTS[name])["available_node_types"]
     assert nodes["head"]["resources"] == {"CPU": 0}
     assert {kind: nodes[kind]["resources"] for kind in ("gpu", "cpu")} == {
         kind: CLUSTER["available_node_types"][kind]["resources"] for kind in ("gpu", "cpu")
@@ -56,13 +55,13 @@ def test_the_head_works_not_and_gpus_come_and_go(name: str):
     assert CLUSTER["max_workers"] == sum(nodes[kind]["max_workers"] for kind in ("gpu", "cpu"))
 
 
-def test_nothing_but_the_heads_loopback_shows_the_dashboard():
+def test_the_dashboard_is_served_on_the_loopback_of_the_head_only():
     assert not [line for line in CLUSTER["head_start_ray_commands"] if "--dashboard-host" in line]
     assert "RAY_AUTH_MODE=token" in " ".join(CLUSTER["setup_commands"])
     assert "~/.ray/auth_token" in CLUSTER["file_mounts"]
 
 
-def test_every_node_installs_what_pyproject_pins():
+def test_every_node_installs_the_versions_of_pyproject():
     assert CLUSTER["file_mounts"]["~/pyproject.toml"] == "pyproject.toml"
     install = next(line for line in CLUSTER["setup_commands"] if "pip install" in line)
     assert "-r ~/pyproject.toml" in install and "torch" not in install and "ray==" not in install
@@ -71,7 +70,7 @@ def test_every_node_installs_what_pyproject_pins():
     assert f"rayproject/ray:{RAY}-py{python[1].replace('.', '')}-gpu" in README
 
 
-def test_kubernetes_has_the_same_sizes():
+def test_the_rayjob_has_the_same_sizes():
     spec = RAYJOB["spec"]["rayClusterSpec"]
     assert spec["rayVersion"] == RAY and spec["authOptions"] == {"mode": "token"}
     assert spec["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
@@ -87,17 +86,17 @@ def test_kubernetes_has_the_same_sizes():
     assert len(images) == 3 and len(set(images)) == 1
 
 
-def test_a_submitted_job_takes_the_program_and_nothing_else(tmp_path: Path):
+def test_a_submitted_job_uploads_the_program_and_nothing_else(tmp_path: Path):
     root = tmp_path / "checkout"
     for name in (
-        "lsid_ray/train/launch.py", "jobs/train.py", "data/demo/short/a.dng", "runs/demo/best/generator.safetensors",
+        "lsid_ray/train/trainer.py", "jobs/train.py", "data/demo/short/a.dng", "runs/demo/best/generator.safetensors",
         "SID/Sony/long/a.ARW", "SID/Sony-shards/long/a.parquet", ".git/objects/x", ".venv/bin/python", "venv/x",
         "preview.png", "lsid_ray/__pycache__/x.pyc",
     ):  # fmt: skip
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_text(name)
     for name in (".rayignore", ".gitignore"):
-        (root / name).write_text((HOUSE / name).read_text())
+        (root / name).write_text((REPOSITORY / name).read_text())
     create_package(str(root), tmp_path / "package.zip", include_gitignore=True)
     files = {name for name in zipfile.ZipFile(tmp_path / "package.zip").namelist() if not name.endswith("/")}
-    assert files == {"lsid_ray/train/launch.py", "jobs/train.py"}
+    assert files == {"lsid_ray/train/trainer.py", "jobs/train.py"}
