@@ -1,4 +1,4 @@
-"""Frames as camera files give them, and what is said of files that give none."""
+"""Reading raw files: the fields of a frame, and the errors for files that cannot be read."""
 
 import io
 from collections.abc import Callable
@@ -12,7 +12,8 @@ from test_dng import make_frame
 
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
-from lsid_ray.raw.frame import exposure_from_name, read_raw
+from lsid_ray.raw.frame import read_raw
+from lsid_ray.raw.names import exposure_from_name
 
 CAMERA_FILES = Path(__file__).resolve().parents[2] / "shared" / "raw"
 # DNGVersion, UniqueCameraModel, ColorMatrix1, AsShotNeutral
@@ -45,17 +46,17 @@ def noise_image(*shape: int) -> np.ndarray:
         ("holidays.ARW", None),
     ],
 )
-def test_the_exposure_in_a_name_is_read(name: str, exposure_s: float | None):
+def test_exposure_from_name_parses_the_end_of_a_file_name(name: str, exposure_s: float | None):
     assert exposure_from_name(name) == exposure_s
 
 
-def test_the_cameras_own_exposure_comes_before_the_names(tmp_path):
+def test_the_exposure_tag_takes_precedence_over_the_file_name(tmp_path):
     path = tmp_path / "10003_00_0.04s.dng"
     write_dng(path, make_frame(exposure_s=0.5))
     assert read_raw(path).exposure_s == 0.5
 
 
-def test_the_names_exposure_serves_when_the_camera_gives_none(tmp_path):
+def test_the_exposure_comes_from_the_file_name_if_there_is_no_tag(tmp_path):
     path = tmp_path / "10003_00_0.04s.dng"
     write_dng(path, make_frame(exposure_s=None))
     assert read_raw(path).exposure_s == 0.04
@@ -67,65 +68,65 @@ def test_white_balance_is_relative_to_green(tmp_path):
 
 
 @pytest.mark.parametrize("margins", [(1, 0), (0, 1), (1, 1), (2, 3)])
-def test_the_pattern_is_that_of_the_visible_areas_first_pixel(tmp_path, margins: tuple[int, int]):
+def test_the_cfa_begins_at_the_first_sensel_of_the_visible_area(tmp_path, margins: tuple[int, int]):
     top, left = margins
-    colors = np.tile(np.array([[9000, 4000], [4000, 1500]], np.uint16), (40, 45))
+    mosaic = np.tile(np.array([[9000, 4000], [4000, 1500]], np.uint16), (40, 45))
     letters = np.array([["R", "G"], ["G", "B"]])
     visible = np.roll(letters, (-top, -left), axis=(0, 1))
     pattern = bytes("RGB".index(letter) for letter in visible.ravel())
     tags = [(50829, 4, 4, (top, left, 80, 90), True), CFA_TAGS[0], (33422, 1, 4, pattern, True)]
-    write_tiff(tmp_path / "a.dng", colors, 32803, DNG_TAGS + tags)
+    write_tiff(tmp_path / "a.dng", mosaic, 32803, DNG_TAGS + tags)
     frame = read_raw(tmp_path / "a.dng")
-    seen = {"R": 9000, "G": 4000, "B": 1500}
-    assert frame.mosaic[:2, :2].ravel().tolist() == [seen[letter] for letter in frame.cfa]
+    level = {"R": 9000, "G": 4000, "B": 1500}
+    assert frame.mosaic[:2, :2].ravel().tolist() == [level[letter] for letter in frame.cfa]
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.1, 0.5, 0.99])
-def test_a_truncated_file_is_named(tmp_path, kept: float):
+@pytest.mark.parametrize("fraction", [0.0, 0.01, 0.1, 0.5, 0.99])
+def test_reading_a_truncated_dng_raises_an_error(tmp_path, fraction: float):
     write_dng(file := io.BytesIO(), make_frame(100, 100))
     path = tmp_path / "cut.dng"
-    path.write_bytes(file.getvalue()[: int(len(file.getvalue()) * kept)])
+    path.write_bytes(file.getvalue()[: int(len(file.getvalue()) * fraction)])
     with pytest.raises(InputError, match=r"cut\.dng: .*truncated"):
         read_raw(path)
 
 
-@pytest.mark.parametrize("kept", [0.1, 0.5, 0.99])
-def test_a_truncated_camera_file_is_named(tmp_path, kept: float):
-    whole = CAMERA_FILES / "sony_a7r3_iso3200.ARW"
-    if not whole.exists():
-        pytest.skip("no camera file here")
+@pytest.mark.parametrize("fraction", [0.1, 0.5, 0.99])
+def test_reading_a_truncated_arw_raises_an_error(tmp_path, fraction: float):
+    complete = CAMERA_FILES / "sony_a7r3_iso3200.ARW"
+    if not complete.exists():
+        pytest.skip("the camera files are not installed")
     path = tmp_path / "cut.ARW"
-    path.write_bytes(whole.read_bytes()[: int(whole.stat().st_size * kept)])
+    path.write_bytes(complete.read_bytes()[: int(complete.stat().st_size * fraction)])
     with pytest.raises(InputError, match=r"cut\.ARW: truncated"):
         read_raw(path)
 
 
-def test_a_missing_file_is_named(tmp_path):
+def test_reading_a_missing_file_raises_an_error(tmp_path):
     with pytest.raises(InputError, match=r"none\.ARW: no such file"):
         read_raw(tmp_path / "none.ARW")
 
 
-def test_a_jpeg_renamed_is_no_raw_file(tmp_path):
+def test_a_jpeg_with_a_raw_suffix_is_rejected(tmp_path):
     Image.new("RGB", (64, 64)).save(tmp_path / "photo.jpg")
     (tmp_path / "photo.jpg").rename(tmp_path / "photo.ARW")
     with pytest.raises(InputError, match=r"photo\.ARW: not a raw file"):
         read_raw(tmp_path / "photo.ARW")
 
 
-def test_a_picture_without_a_colour_filter_array_is_refused(tmp_path):
+def test_a_file_without_a_color_filter_array_is_rejected(tmp_path):
     write_tiff(tmp_path / "linear.dng", noise_image(64, 64, 3), 34892, DNG_TAGS)
-    with pytest.raises(InputError, match=r"linear\.dng: no colour filter array"):
+    with pytest.raises(InputError, match=r"linear\.dng: no color filter array"):
         read_raw(tmp_path / "linear.dng")
 
 
-def test_floating_point_data_are_refused(tmp_path):
+def test_floating_point_data_are_rejected(tmp_path):
     write_tiff(tmp_path / "float.dng", noise_image(64, 64).astype(np.float32), 32803, DNG_TAGS + CFA_TAGS)
-    with pytest.raises(InputError, match=r"float\.dng: floating point"):
+    with pytest.raises(InputError, match=r"float\.dng: floating-point"):
         read_raw(tmp_path / "float.dng")
 
 
 @pytest.mark.parametrize(
-    ("name", "facts"),
+    ("name", "metadata"),
     [
         ("sony_a7r3_iso3200.ARW", ("SONY ILCE-7RM3", 3200, 1 / 640, 512, 16383, (3464, 5184))),
         ("canon_550d_colorchart.dng", ("Canon EOS Kiss X4", None, None, 2056, 15000, (1156, 1734))),
@@ -133,11 +134,11 @@ def test_floating_point_data_are_refused(tmp_path):
         ("xtrans_synthetic.dng", ("Fujifilm X-T2", None, 0.033333335, 1024, 16383, (600, 900))),
     ],
 )
-def test_real_files_give_their_facts(name: str, facts: tuple):
+def test_real_files_have_the_expected_metadata(name: str, metadata: tuple):
     if not (CAMERA_FILES / name).exists():
-        pytest.skip("no camera file here")
+        pytest.skip("the camera files are not installed")
     frame = read_raw(CAMERA_FILES / name)
-    assert facts == (
+    assert metadata == (
         frame.camera,
         frame.iso,
         frame.exposure_s,
@@ -148,13 +149,13 @@ def test_real_files_give_their_facts(name: str, facts: tuple):
     assert len(frame.cfa) == len(frame.black) == (36 if "xtrans" in name else 4)
 
 
-def test_a_file_without_permission_is_named(tmp_path: Path, unreadable: Callable[[Path], Path]):
+def test_a_file_without_read_permission_raises_an_error(tmp_path: Path, unreadable: Callable[[Path], Path]):
     write_dng(tmp_path / "a.dng", make_frame())
     with pytest.raises(InputError, match=r"a\.dng: cannot be opened \(Permission denied\)"):
         read_raw(unreadable(tmp_path / "a.dng"))
 
 
-def test_a_folder_or_a_loop_of_links_is_no_raw_file(tmp_path: Path):
+def test_a_folder_or_a_symlink_loop_is_rejected(tmp_path: Path):
     (tmp_path / "folder.dng").mkdir()
     (tmp_path / "loop.dng").symlink_to(tmp_path / "loop.dng")
     for name, reason in (("folder.dng", "Is a directory"), ("loop.dng", "Too many levels of symbolic links")):

@@ -1,4 +1,4 @@
-"""Estimated ratios of constructed frames, exactly, and of photographs nobody fitted to."""
+"""The estimated amplification ratio of synthetic frames and of held-out photographs."""
 
 import tracemalloc
 import warnings
@@ -12,14 +12,14 @@ from test_dng import XTRANS, make_frame
 from lsid_ray.data.catalog import read_catalog
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import BAYER_PHASES, MAX_RATIO, black_mosaic
-from lsid_ray.raw.noise import short_exposure
 from lsid_ray.raw.ratio import estimate_ratio
+from lsid_ray.synthesis.noise import short_exposure
 
 BALANCE = (2.0, 1.0, 1.6)
 
 
 def scene(size: int = 192) -> np.ndarray:
-    """(size, size) light in [0, 0.9], even in blocks of 6x6 sensels: a vignette from bright to black."""
+    """(size, size) light in [0, 0.9], constant within blocks of 6x6 sensels: a gradient from black to bright."""
     y, x = np.mgrid[: size // 6, : size // 6] / (size // 6 - 1)
     return np.kron(0.9 * (x * y) ** 1.5, np.ones((6, 6)))
 
@@ -27,7 +27,7 @@ def scene(size: int = 192) -> np.ndarray:
 def expose(
     light: np.ndarray, ratio: float, cfa: str = "RGGB", black: float = 512.0, white: float = 16383.0, balance=BALANCE
 ) -> RawFrame:
-    """A frame of neutral light in 1/ratio of its exposure time, without noise."""
+    """A noise-free frame of neutral light at 1/ratio of its exposure time."""
     period = 2 if len(cfa) == 4 else 6
     gains = np.array([balance["RGB".index(letter)] for letter in cfa]).reshape(period, period)
     tiled = np.tile(gains, [-(-side // period) for side in light.shape])[: light.shape[0], : light.shape[1]]
@@ -36,37 +36,37 @@ def expose(
 
 
 @pytest.mark.parametrize("ratio", [3, 20, 100])
-def test_less_light_is_a_ratio_greater_by_as_much(ratio: float):
-    twice = estimate_ratio(expose(scene(), 2, white=65535.0))
-    assert 2 < twice < 10
+def test_the_ratio_is_inversely_proportional_to_the_light(ratio: float):
+    at_2 = estimate_ratio(expose(scene(), 2, white=65535.0))
+    assert 2 < at_2 < 10
     darker = estimate_ratio(expose(scene(), 2 * ratio, white=65535.0))
-    assert darker == pytest.approx(min(twice * ratio, MAX_RATIO), rel=0.02)  # a block is flat: its DN are whole
+    assert darker == pytest.approx(min(at_2 * ratio, MAX_RATIO), rel=0.02)  # DN are rounded
 
 
 @pytest.mark.parametrize("cfa", [*BAYER_PHASES, XTRANS])
 @pytest.mark.parametrize(("black", "white"), [(0.0, 4095.0), (512.0, 16383.0), (2056.0, 15000.0), (4096.0, 65535.0)])
-def test_neither_the_pattern_nor_the_levels_matter(cfa: str, black: float, white: float):
+def test_the_ratio_does_not_depend_on_the_cfa_or_the_levels(cfa: str, black: float, white: float):
     expected = estimate_ratio(expose(scene(), 10, black=0.0, white=65535.0))
     assert estimate_ratio(expose(scene(), 10, cfa, black, white)) == pytest.approx(expected, rel=0.01)
 
 
-def test_the_colour_of_the_light_does_not_matter():
+def test_the_ratio_does_not_depend_on_the_white_balance():
     expected = estimate_ratio(expose(scene(), 20, white=65535.0))
     for balance in [(1.0, 1.0, 1.0), (1.3, 1.0, 3.4), (0.5, 1.0, 2.0)]:
         assert estimate_ratio(expose(scene(), 20, white=65535.0, balance=balance)) == pytest.approx(expected, rel=0.01)
 
 
 @pytest.mark.parametrize("cfa", ["GBRG", XTRANS])
-def test_each_position_has_its_own_black(cfa: str):
+def test_the_black_level_of_each_cfa_position_is_subtracted(cfa: str):
     frame = expose(scene(), 50, cfa)
     black = tuple(np.random.default_rng(0).integers(0, 900, len(cfa)).astype(float))
     shifted = frame.mosaic - 512.0 + black_mosaic(black, 192, 192)
-    moved = replace(frame, mosaic=shifted.astype(np.uint16), black=black)
-    # White stays where it is, so the range of a position is larger by some per cent.
-    assert estimate_ratio(moved) == pytest.approx(estimate_ratio(frame), rel=0.06)
+    with_black = replace(frame, mosaic=shifted.astype(np.uint16), black=black)
+    # White does not change, so the range of each position differs by a few percent.
+    assert estimate_ratio(with_black) == pytest.approx(estimate_ratio(frame), rel=0.06)
 
 
-def test_a_turned_or_mirrored_frame_has_the_same_ratio():
+def test_a_rotated_or_mirrored_frame_has_the_same_ratio():
     expected = estimate_ratio(expose(scene(), 20))
     for light in (scene()[::-1], scene()[:, ::-1], scene().T, np.rot90(scene(), 3)):
         assert estimate_ratio(expose(light, 20)) == pytest.approx(expected, rel=1e-9)
@@ -74,13 +74,13 @@ def test_a_turned_or_mirrored_frame_has_the_same_ratio():
         assert estimate_ratio(replace(expose(scene(), 20), orientation=orientation)) == expected
 
 
-def test_the_same_scene_on_more_sensels_has_the_same_ratio():
+def test_the_ratio_does_not_depend_on_the_resolution():
     large = np.kron(scene(), np.ones((3, 3)))
     assert estimate_ratio(expose(large, 20)) == pytest.approx(estimate_ratio(expose(scene(), 20)), rel=1e-9)
 
 
 @pytest.mark.parametrize(("area", "factor"), [(0.01, 1.05), (0.06, 2.0)])
-def test_a_light_source_far_above_white_cannot_decide(area: float, factor: float):
+def test_a_light_source_far_above_white_has_limited_influence(area: float, factor: float):
     light = scene()
     expected = estimate_ratio(expose(light, 100))
     side = round(192 * area**0.5)
@@ -88,12 +88,12 @@ def test_a_light_source_far_above_white_cannot_decide(area: float, factor: float
     assert expected / factor / 1.05 < estimate_ratio(expose(light, 100)) <= expected * 1.001
 
 
-# Stops: a little more than the worst of 16 seeds; at ISO 25600 the black level's error of 3 DN does most of it.
+# Stops: slightly above the worst of 16 seeds. At ISO 25600 the black-level error of 3 DN is the main cause.
 @pytest.mark.parametrize(
     ("iso", "ratio", "stops"),
     [(800, 100, 0.2), (800, 300, 0.3), (3200, 100, 0.15), (3200, 300, 0.4), (25600, 100, 0.6), (25600, 300, 1.2)],
 )
-def test_noise_changes_little(iso: int, ratio: float, stops: float):
+def test_noise_changes_the_ratio_only_a_little(iso: int, ratio: float, stops: float):
     light = scene() ** 0.75
     long = expose(light, 1)
     mosaic = short_exposure(long.mosaic, long.black, long.white, ratio, iso, np.random.default_rng(0))
@@ -103,21 +103,21 @@ def test_noise_changes_little(iso: int, ratio: float, stops: float):
 
 @pytest.mark.parametrize("level", [0, 511, 512])
 @pytest.mark.parametrize("size", [(1, 1), (22, 22), (100, 130)])
-def test_a_black_frame_has_the_greatest_ratio(size: tuple[int, int], level: int):
+def test_a_black_frame_has_the_maximum_ratio(size: tuple[int, int], level: int):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert estimate_ratio(make_frame(mosaic=np.full(size, level, np.uint16))) == MAX_RATIO
 
 
 @pytest.mark.parametrize("cfa", ["BGGR", XTRANS])
-def test_a_bright_frame_is_left_alone(cfa: str):
+def test_a_bright_frame_has_ratio_1(cfa: str):
     assert estimate_ratio(expose(scene() ** 0.3, 1, cfa)) == 1
     assert estimate_ratio(make_frame(mosaic=np.full((50, 50), 16383, np.uint16))) == 1
 
 
 @pytest.mark.parametrize("cfa", [*BAYER_PHASES, XTRANS])
 @pytest.mark.parametrize("size", [(1, 2), (2, 1), (2, 2), (5, 7), (22, 22), (23, 67)])
-def test_a_tiny_frame_has_a_ratio(cfa: str, size: tuple[int, int]):
+def test_the_ratio_is_defined_for_tiny_frames(cfa: str, size: tuple[int, int]):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         estimates = [estimate_ratio(expose(np.full(size, 0.2), ratio, cfa, white=65535.0)) for ratio in (20, 60)]
@@ -125,7 +125,7 @@ def test_a_tiny_frame_has_a_ratio(cfa: str, size: tuple[int, int]):
     assert estimates[1] == pytest.approx(3 * estimates[0], rel=0.01)
 
 
-def test_a_large_frame_takes_little_memory_and_overflows_nothing():
+def test_a_large_frame_needs_little_memory_and_does_not_overflow():
     large, small = (make_frame(mosaic=np.full(size, 1500, np.uint16)) for size in [(3000, 2000), (64, 64)])
     tracemalloc.start()
     estimate = estimate_ratio(large)
@@ -136,7 +136,7 @@ def test_a_large_frame_takes_little_memory_and_overflows_nothing():
     assert peak < 0.1 * large.mosaic.nbytes
 
 
-def test_photographs_that_were_not_fitted_are_within_a_factor_of_three(data_root: Path):
+def test_held_out_photographs_are_within_a_factor_of_three(data_root: Path):
     pairs = read_catalog(data_root).pairs
     stops = np.log2([estimate_ratio(read_raw(pair.short)) / pair.ratio for pair in pairs])
     assert np.abs(stops).max() < np.log2(3)

@@ -1,4 +1,4 @@
-"""A camera's colours: from its colour matrix to linear sRGB, as LibRaw renders."""
+"""Conversion of camera colors to linear sRGB, as LibRaw does it."""
 
 import numpy as np
 
@@ -6,15 +6,15 @@ import numpy as np
 XYZ_FROM_SRGB = np.array(
     [[0.4124564, 0.3575761, 0.1804375], [0.2126729, 0.7151522, 0.0721750], [0.0193339, 0.1191920, 0.9503041]]
 )
-# CIE XYZ -> camera of SID's Sony A7S II: LibRaw's table (PMN's files have the same).
+# CIE XYZ -> camera RGB of SID's Sony A7S II, from LibRaw's table (PMN's files have the same matrix).
 A7S2_COLOR_MATRIX = ((0.5838, -0.143, -0.0246), (-0.3497, 1.1477, 0.2297), (-0.0748, 0.1885, 0.5778))
 
 
 def srgb_from_camera(color_matrix: tuple[tuple[float, ...], ...]) -> np.ndarray:
-    """(3, 3) float64: a camera's white-balanced, linear R, G, B -> linear sRGB; rows sum to 1.
+    """Return the (3, 3) float64 matrix from white-balanced, linear camera RGB to linear sRGB; its rows sum to 1.
 
-    color_matrix: CIE XYZ -> camera, as in RawFrame. Zeros give the identity: without a matrix LibRaw takes camera
-    colours as they are.
+    color_matrix: CIE XYZ -> camera, as in RawFrame. If it is all zeros, the result is the identity: without a matrix
+    LibRaw does not convert colors.
     """
     camera_from_srgb = np.array(color_matrix, np.float64) @ XYZ_FROM_SRGB
     if not camera_from_srgb.any():

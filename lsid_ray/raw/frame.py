@@ -1,14 +1,12 @@
-"""One camera file as a typed raw frame, whatever camera wrote it."""
+"""Reading a raw file of any camera into a typed raw frame."""
 
 import logging
 import math
-import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import rawpy
@@ -16,95 +14,89 @@ import tifffile
 
 from lsid_ray.errors import InputError
 from lsid_ray.raw.color import XYZ_FROM_SRGB
+from lsid_ray.raw.names import exposure_from_name
 
-# tifffile logs what it finds odd in a camera's tags; here LibRaw judges the file, in one line.
+# tifffile logs warnings about unusual camera tags; errors in a file are reported by LibRaw instead.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
-_EXPOSURE = re.compile(r"_(\d+(?:\.\d+)?)s(?:\.[^.]*)?$")
-_LONGEST_EXPOSURE_S = 86400.0  # what lies beyond is a damaged tag
-
-
-class Sensor(Protocol):
-    """What must be known of a mosaic to make a photograph of it: a RawFrame, or a short's entry in the shards."""
-
-    cfa: str
-    black: tuple[float, ...]
-    white: float
-    white_balance: tuple[float, float, float]
-    color_matrix: tuple[tuple[float, ...], ...]
-    orientation: int
-    height: int
-    width: int
+_MAX_EXPOSURE_S = 86400.0  # a longer time means that the tag is damaged
 
 
 @dataclass(frozen=True, eq=False)
-class RawFrame:
-    """What a camera file says, before anything is done to it."""
+class FrameMetadata:
+    """Everything known about a raw frame besides its pixels."""
 
-    mosaic: np.ndarray
-    """(H, W) uint16, DN: the visible area in sensor orientation."""
     cfa: str
-    """Colours of the repeating square, row-major from mosaic[0, 0]: "RGGB", ..., or X-Trans's 36 letters."""
+    """Colors of the repeating pattern, row-major from mosaic[0, 0]: "RGGB", ..., or X-Trans's 36 letters."""
     black: tuple[float, ...]
     """Black level in DN, one per CFA position: same order and length as `cfa`."""
     white: float
     """White level in DN."""
     white_balance: tuple[float, float, float]
-    """The camera's gains for R, G, B as shot, green = 1."""
+    """The camera's as-shot gains for R, G, B; green = 1."""
     color_matrix: tuple[tuple[float, ...], ...]
-    """3x3, CIE XYZ -> camera's R, G, B, as DNG's ColorMatrix1; zeros when the file and LibRaw have none."""
+    """3x3, CIE XYZ -> camera RGB, as DNG's ColorMatrix1; zeros if neither the file nor LibRaw has one."""
     orientation: int
-    """LibRaw's flip: 0 upright, 3 by 180 degrees, 5 by 90 counter-clockwise, 6 by 90 clockwise."""
+    """LibRaw's flip: 0 upright, 3 rotated by 180 degrees, 5 by 90 counterclockwise, 6 by 90 clockwise."""
     camera: str
-    """Make and model, "unknown" when the file has none."""
+    """Make and model; "unknown" if the file has neither."""
     iso: float | None
     exposure_s: float | None
+
+
+@dataclass(frozen=True, eq=False)
+class RawFrame(FrameMetadata):
+    """The unprocessed contents of a camera file."""
+
+    mosaic: np.ndarray
+    """(H, W) uint16, DN: the visible area, in sensor orientation."""
     source: str
-    """Name of the file, without its folder."""
+    """The file name, without its folder."""
     aperture: float | None = None
     """The f-number."""
     focal_length_mm: float | None = None
     taken: datetime | None = None
-    """The camera's clock, without a time zone."""
+    """Date and time by the camera's clock, without a time zone."""
 
     @property
     def height(self) -> int:
-        """Of the mosaic, in sensels."""
+        """Rows of the mosaic."""
         return self.mosaic.shape[0]
 
     @property
     def width(self) -> int:
-        """Of the mosaic, in sensels."""
+        """Columns of the mosaic."""
         return self.mosaic.shape[1]
 
 
 def read_raw(path: str | Path) -> RawFrame:
-    """Read a camera file through LibRaw.
+    """Read a camera file with LibRaw.
 
-    Exposure time: LibRaw's own metadata, else SID's file name, else None. Raises InputError, naming file
-    and reason, for a file that is missing, damaged, truncated, no raw file, or without a colour filter array.
-    The mosaic is LibRaw's own memory: the file stays open as long as it lives.
+    The exposure time comes from the metadata, else from SID's file name, else it is None. The mosaic is a view of
+    LibRaw's memory, so the file stays open as long as the mosaic exists.
+    Raises InputError with file and reason if the file is missing, damaged, truncated, not a raw file, or without a
+    color filter array.
     """
     path = Path(path)
-    with _refused(path):
-        return frame_of(_decoded(path), path)
+    with _libraw_as_input_errors(path):
+        return frame_from_libraw(_open_and_unpack(path), path)
 
 
 @contextmanager
 def open_raw(path: str | Path) -> Iterator[rawpy.RawPy]:
-    """A camera file opened and decoded by LibRaw; whatever LibRaw finds wrong with it is an InputError."""
+    """Open and decode a camera file with LibRaw; LibRaw's errors are raised as InputError."""
     path = Path(path)
-    with _refused(path), _decoded(path) as raw:
+    with _libraw_as_input_errors(path), _open_and_unpack(path) as raw:
         yield raw
 
 
-def _decoded(path: Path) -> rawpy.RawPy:
+def _open_and_unpack(path: Path) -> rawpy.RawPy:
     try:
         with path.open("rb"):
             pass
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
-    except OSError as error:  # a folder, a loop of links, no permission
+    except OSError as error:  # a folder, a symlink loop, no permission
         raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
     _check_container(path)
     raw = rawpy.imread(str(path))
@@ -113,33 +105,34 @@ def _decoded(path: Path) -> rawpy.RawPy:
 
 
 @contextmanager
-def _refused(path: Path) -> Iterator[None]:
-    """Whatever LibRaw finds wrong with a file is an InputError."""
+def _libraw_as_input_errors(path: Path) -> Iterator[None]:
     try:
         yield
     except rawpy.LibRawFileUnsupportedError:
         raise InputError(f"{path}: not a raw file that LibRaw knows") from None
     except rawpy.LibRawError as error:
-        raise InputError(f"{path}: LibRaw cannot decode it ({_words(error)}); damaged or truncated?") from None
+        raise InputError(
+            f"{path}: LibRaw cannot decode it ({_error_text(error)}); it may be damaged or truncated"
+        ) from None
 
 
-def frame_of(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
-    """The frame of an opened file, before any postprocessing of it; its mosaic is gone when the file is closed.
+def frame_from_libraw(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
+    """Return the frame of an open file; call it before `postprocess`. Its mosaic is valid until the file is closed.
 
-    Raises InputError when it has no CFA.
+    Raises InputError if the file has no CFA, or if its black level is not below its white level.
     """
     path = Path(path)
     cfa, colors = _cfa(raw, path)
-    black = _black_of_positions(path) if len(cfa) == 36 else None
+    black = _xtrans_black_from_dng(path) if len(cfa) == 36 else None
     white = float(raw.white_level)
     black = black or tuple(float(raw.black_level_per_channel[color]) for color in colors)
     if not max(black) < white:
         raise InputError(f"{path}: black level {max(black):g} and white level {white:g}; expected black below white")
     shutter_s, iso = _decimal(raw.other.shutter_speed), _decimal(raw.other.iso_speed)
     aperture, focal_length = _decimal(raw.other.aperture), _decimal(raw.other.focal_length)
-    # 1 s at f/1 and ISO 0 is how LibRaw reads a file whose exposure tags are all zero.
-    blank = (shutter_s, iso, aperture) == (1, 0, 1)
-    known = 0 < shutter_s < _LONGEST_EXPOSURE_S and not blank
+    # LibRaw returns 1 s, f/1 and ISO 0 for a file whose exposure tags are all zero.
+    untagged = (shutter_s, iso, aperture) == (1, 0, 1)
+    exposure_known = 0 < shutter_s < _MAX_EXPOSURE_S and not untagged
     return RawFrame(
         mosaic=raw.raw_image_visible,
         cfa=cfa,
@@ -148,48 +141,43 @@ def frame_of(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
         white_balance=_white_balance(raw),
         color_matrix=_color_matrix(raw),
         orientation=raw.sizes.flip,
-        camera=_camera(path),
+        camera=_camera_name(path),
         iso=iso if 0 < iso < 1e7 else None,
-        exposure_s=shutter_s if known else exposure_from_name(path.name),
+        exposure_s=shutter_s if exposure_known else exposure_from_name(path.name),
         source=path.name,
-        aperture=aperture if 0 < aperture < 1000 and not blank else None,
+        aperture=aperture if 0 < aperture < 1000 and not untagged else None,
         focal_length_mm=focal_length if 0 < focal_length < 1e5 else None,
         taken=raw.other.timestamp if raw.other.timestamp.year > 1970 else None,
     )
 
 
-def exposure_from_name(name: str) -> float | None:
-    """Exposure time in seconds from SID's file names ("10003_00_0.04s.ARW" -> 0.04), None without one."""
-    found = _EXPOSURE.search(name)
-    seconds = float(found.group(1)) if found else 0.0
-    return seconds if seconds > 0 else None
-
-
 def _cfa(raw: rawpy.RawPy, path: Path) -> tuple[str, list[int]]:
-    """Letters and LibRaw's colour numbers of the repeating square at the visible area's first pixel."""
+    """Letters and LibRaw color indices of the repeating pattern, from the first sensel of the visible area."""
     pattern = raw.raw_pattern if raw.raw_type == rawpy.RawType.Flat else None
     if pattern is None or raw.raw_image is None or raw.raw_image.dtype != np.uint16:
-        raise InputError(f"{path}: no colour filter array (linear, layered or floating point data)")
+        raise InputError(
+            f"{path}: no color filter array (linear, layered or floating-point data); expected Bayer or X-Trans"
+        )
     if pattern.shape == (6, 6):
-        # LibRaw counts X-Trans from the whole sensor's corner, Bayer from the visible area's.
+        # LibRaw's X-Trans pattern begins at the corner of the full sensor, its Bayer pattern at the visible area.
         pattern = np.roll(pattern, (-raw.sizes.top_margin, -raw.sizes.left_margin), axis=(0, 1))
     colors = [int(color) for color in pattern.ravel()]
     cfa = "".join(raw.color_desc.decode()[color] for color in colors)
     if pattern.shape not in ((2, 2), (6, 6)) or set(cfa) != set("RGB"):
-        raise InputError(f"{path}: colour filter array {cfa!r}; expected Bayer or X-Trans in R, G and B")
+        raise InputError(f"{path}: color filter array {cfa!r}; expected Bayer or X-Trans in R, G and B")
     return cfa, colors
 
 
-def _black_of_positions(path: Path) -> tuple[float, ...] | None:
-    """A DNG's black level for each of the 6x6 positions, of which rawpy gives the least only; None without them."""
+def _xtrans_black_from_dng(path: Path) -> tuple[float, ...] | None:
+    """A DNG's 6x6 black levels, of which rawpy returns only the lowest; None if the file has none."""
     try:
         with tifffile.TiffFile(path) as file:
             pages = [page for main in file.pages for page in (main, *(main.pages or ()))]
             page = next(page for page in pages if page.photometric == tifffile.PHOTOMETRIC.CFA)
             if tuple(page.tags[50713].value) != (6, 6):  # BlackLevelRepeatDim
                 return None
-            values = np.array(page.tags[50714].value, np.float64).reshape(36, -1)  # BlackLevel, maybe as fractions
-    except Exception:  # no DNG, or none with such levels: LibRaw has the say
+            values = np.array(page.tags[50714].value, np.float64).reshape(36, -1)  # BlackLevel, possibly rational
+    except Exception:  # not a DNG, or without 6x6 levels: use LibRaw's
         return None
     return tuple((values[:, 0] / values[:, -1] if values.shape[1] == 2 else values[:, 0]).tolist())
 
@@ -197,15 +185,15 @@ def _black_of_positions(path: Path) -> tuple[float, ...] | None:
 def _white_balance(raw: rawpy.RawPy) -> tuple[float, float, float]:
     gains = raw.camera_whitebalance
     if not all(math.isfinite(gain) and gain > 0 for gain in gains[:3]):
-        gains = raw.daylight_whitebalance  # what LibRaw renders with when the camera's is missing
+        gains = raw.daylight_whitebalance  # LibRaw's own fallback
     return _decimal(gains[0] / gains[1]), 1.0, _decimal(gains[2] / gains[1])
 
 
 def _color_matrix(raw: rawpy.RawPy) -> tuple[tuple[float, ...], ...]:
-    """The matrix LibRaw renders with: the file's own when it has one, else LibRaw's table for the camera."""
+    """The matrix that LibRaw renders with: the file's own if it has one, else LibRaw's for this camera."""
     srgb_from_camera = raw.color_matrix[:3, :3].astype(np.float64)
     if srgb_from_camera.any():
-        # LibRaw scales each camera row to sum to 1 and keeps the factor as the daylight white balance.
+        # LibRaw scales each camera row to sum to 1 and stores the factor as the daylight white balance.
         camera_from_srgb = np.linalg.inv(srgb_from_camera) / np.array(raw.daylight_whitebalance[:3])[:, None]
         matrix = (camera_from_srgb @ np.linalg.inv(XYZ_FROM_SRGB)).round(4)
     else:
@@ -214,44 +202,44 @@ def _color_matrix(raw: rawpy.RawPy) -> tuple[tuple[float, ...], ...]:
 
 
 def _check_container(path: Path) -> None:
-    """Raise InputError for a TIFF (most raw formats are) whose picture is cut short, or floating point.
+    """Raise InputError for a TIFF (most raw formats are one) whose image data are truncated or floating-point.
 
-    LibRaw decodes a truncated ARW without a word, and rescales floats to a range of its own.
+    LibRaw decodes a truncated ARW without an error, and rescales floats to a range of its own.
     """
     try:
         with tifffile.TiffFile(path) as file:
             pages = [page for main in file.pages for page in (main, *(main.pages or ()))]
-    except Exception:  # whatever else these bytes are, LibRaw has the say
+    except Exception:  # not a TIFF: left to LibRaw
         return
     if not pages:
         return
-    picture = max(pages, key=lambda page: page.imagewidth * page.imagelength)
-    ends = map(sum, zip(picture.dataoffsets, picture.databytecounts, strict=False))
+    image = max(pages, key=lambda page: page.imagewidth * page.imagelength)
+    ends = map(sum, zip(image.dataoffsets, image.databytecounts, strict=False))
     size, needed = path.stat().st_size, max(ends, default=0)
     if size < needed:
-        raise InputError(f"{path}: truncated: {size} bytes, its picture ends at byte {needed}")
-    if picture.sampleformat == tifffile.SAMPLEFORMAT.IEEEFP:
-        raise InputError(f"{path}: floating point data; expected a sensor's whole numbers")
+        raise InputError(f"{path}: truncated: the file has {size} bytes, but its image data end at byte {needed}")
+    if image.sampleformat == tifffile.SAMPLEFORMAT.IEEEFP:
+        raise InputError(f"{path}: floating-point data; expected a sensor's integers")
 
 
-def _camera(path: Path) -> str:
-    """Make and model from TIFF tags, as rawpy does not give them."""
+def _camera_name(path: Path) -> str:
+    """Make and model from the TIFF tags; rawpy does not expose them."""
     try:
         with tifffile.TiffFile(path) as file:
             tags = file.pages.first.tags
-            words = [str(tags[code].value).strip(" \0") for code in (271, 272) if code in tags]
-    except Exception:  # no TIFF, or none that tifffile understands
+            make_model = [str(tags[code].value).strip(" \0") for code in (271, 272) if code in tags]
+    except Exception:  # not a TIFF, or one that tifffile cannot parse
         return "unknown"
-    if len(words) == 2 and words[1].lower().startswith(words[0].lower()):
-        words = words[1:]  # "Canon", "Canon EOS 550D"
-    return " ".join(filter(None, words)) or "unknown"
+    if len(make_model) == 2 and make_model[1].lower().startswith(make_model[0].lower()):
+        make_model = make_model[1:]  # "Canon", "Canon EOS 550D"
+    return " ".join(filter(None, make_model)) or "unknown"
 
 
 def _decimal(value: float) -> float:
-    """The shortest decimal that is this float32: LibRaw's 0.03999999910593033 is the camera's 0.04."""
+    """The shortest decimal that rounds to this float32: LibRaw's 0.03999999910593033 becomes the camera's 0.04."""
     return float(str(np.float32(value)))
 
 
-def _words(error: Exception) -> str:
+def _error_text(error: Exception) -> str:
     text = error.args[0] if error.args else error
     return text.decode() if isinstance(text, bytes) else str(text)

@@ -1,4 +1,4 @@
-"""By how much to amplify a dark raw frame when nobody knows: an estimate from its mosaic alone."""
+"""Estimating the amplification ratio of a dark raw frame from its mosaic alone."""
 
 import math
 
@@ -7,36 +7,37 @@ import numpy as np
 from lsid_ray.raw.frame import RawFrame
 from lsid_ray.raw.mosaic import MAX_RATIO
 
-_GRID = 32  # blocks a side: a fixed number, so that a percentile means the same at every size
-# Medians over the long exposures of the 19 train scenes that `jobs/synthesize.py` (seed 6) made of Kodak's
-# photographs, five scene-linear TIFFs and four raw files: most are exposures for display, none is SID's.
-_MIDDLE, _BRIGHT = 0.159, 0.534
-_LEEWAY = math.sqrt(2)  # a light source is in the short far above white: highlights may correct, not decide
+_GRID = 32  # blocks per side: a fixed number, so that a percentile means the same at every frame size
+# Medians over the long exposures of the 19 training scenes that `jobs/synthesize.py` (seed 6) made from Kodak's
+# photographs, five scene-linear TIFFs and four raw files: most are exposed for display, none is from SID.
+_MIDTONE, _HIGHLIGHT = 0.159, 0.534
+_MAX_CORRECTION = math.sqrt(2)  # limits the influence of light sources, which would be far above white
 
 
 def estimate_ratio(frame: RawFrame) -> float:
-    """By how much a frame is to be amplified to look normally exposed, in [1, 300].
+    """Estimate the ratio, in [1, 300], that makes a frame look normally exposed.
 
-    Any Bayer phase or X-Trans, black and white level, and size. Of each of up to 32x32 blocks the brightest
-    white-balanced colour counts, as a fraction of white - black: it is the first to clip. The mean of the
-    middle half of the blocks gives the ratio, their 98th percentile corrects it by up to half a stop.
+    Works for any Bayer phase or X-Trans, any black and white level and any size. The frame is divided into up to
+    32x32 blocks; the level of a block is its brightest white-balanced color (the first to clip) as a fraction of
+    white - black. The mean of the middle half of the levels gives the ratio; their 98th percentile corrects it by up
+    to half a stop.
 
     It cannot tell a dark scene from a short exposure, nor light from an error of the black level. Measured
     2026-11-22 on 27 scenes at ratios 100, 250 and 300 with the A7S II's noise: |log2(estimate / true)| has
-    median 0.43 and 90th percentile 0.79 on the 8 scenes not fitted to (83% within x1.5, all within x2);
-    leaving each scene out in turn, and without the limit of 300, 0.42 and 0.90 (72%, 93%), where the mean
+    median 0.43 and 90th percentile 0.79 on the 8 held-out scenes (83% within x1.5, all within x2);
+    with leave-one-out over all scenes, and without the limit of 300, 0.42 and 0.90 (72%, 93%), where the mean
     of green gives 0.63 and 1.45 (48%, 79%). At ISO 25600 and ratio 300 it is 0.66 stops too low on average.
     """
     levels = np.sort(_block_levels(frame), axis=None)
     quarter = len(levels) // 4
-    middle = levels[quarter : len(levels) - quarter].mean() / _MIDDLE
-    bright = np.percentile(levels, 98) / _BRIGHT
-    exposure = min(max(bright, middle / _LEEWAY), middle * _LEEWAY)
+    midtone = levels[quarter : len(levels) - quarter].mean() / _MIDTONE
+    highlight = np.percentile(levels, 98) / _HIGHLIGHT
+    exposure = min(max(highlight, midtone / _MAX_CORRECTION), midtone * _MAX_CORRECTION)
     return float(1 / min(max(exposure, 1 / MAX_RATIO), 1))
 
 
 def _block_levels(frame: RawFrame) -> np.ndarray:
-    """(rows, columns) float64: each block's brightest white-balanced colour, black = 0, white = 1."""
+    """(rows, columns) float64: the brightest white-balanced color of each block; black = 0, white = 1."""
     period = math.isqrt(len(frame.cfa))
     rows, columns = (_block_starts(size, period) for size in frame.mosaic.shape)
     sums = np.zeros((3, len(rows), len(columns)))
@@ -44,7 +45,7 @@ def _block_levels(frame: RawFrame) -> np.ndarray:
     for position, (letter, black) in enumerate(zip(frame.cfa, frame.black, strict=True)):
         row, column = divmod(position, period)
         plane = frame.mosaic[row::period, column::period]
-        if plane.size:  # a frame may be smaller than the pattern
+        if plane.size:  # empty if the frame is smaller than the pattern
             top, left = -((row - rows) // period), -((column - columns) // period)
             strips = np.stack([strip.sum(axis=0, dtype=np.int64) for strip in np.split(plane, top[1:])])
             block_sums = np.add.reduceat(strips, left, axis=1)
@@ -52,11 +53,11 @@ def _block_levels(frame: RawFrame) -> np.ndarray:
             color = "RGB".index(letter)
             sums[color] += (block_sums - black * block_sizes) * frame.white_balance[color] / (frame.white - black)
             counts[color] += block_sizes
-    seen = counts.any(axis=(1, 2))
-    return (sums[seen] / counts[seen]).max(axis=0)
+    present = counts.any(axis=(1, 2))
+    return (sums[present] / counts[present]).max(axis=0)
 
 
 def _block_starts(size: int, period: int) -> np.ndarray:
-    """First row (or column) of each block; none is smaller than the pattern, unless the frame is."""
+    """First row (or column) of each block; no block is smaller than the pattern unless the frame is."""
     blocks = min(_GRID, max(size // period, 1))
     return np.arange(blocks) * size // blocks

@@ -1,4 +1,4 @@
-"""Raw frames as pictures: LibRaw's rendering, one set of parameters for reference and baseline."""
+"""Rendering raw frames with LibRaw, with one set of parameters for the reference and the plain rendering."""
 
 import io
 import math
@@ -10,10 +10,10 @@ import rawpy
 
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
-from lsid_ray.raw.frame import RawFrame, frame_of, open_raw
+from lsid_ray.raw.frame import RawFrame, frame_from_libraw, open_raw
 
-# SID's target is LibRaw's rendering with the first three; the rest are LibRaw's defaults, spelled out
-# because scores depend on them, but for the flip: a target must lie on its mosaic.
+# SID's targets are LibRaw's renderings with the first three. The others are LibRaw's defaults, written out because
+# scores depend on them; except `user_flip`, which keeps a target aligned with its mosaic.
 RENDERING = {
     "use_camera_wb": True,
     "no_auto_bright": True,
@@ -31,44 +31,44 @@ RENDERING = {
 }
 
 
-def rendering_record() -> dict[str, object]:
-    """LibRaw's version and every parameter of RENDERING, as plain JSON values, to stand beside results."""
+def rendering_parameters() -> dict[str, object]:
+    """LibRaw's version and all parameters of RENDERING as JSON values, to be stored with results."""
     parameters = {name: list(value) if isinstance(value, tuple) else value for name, value in RENDERING.items()}
     return {"libraw": ".".join(map(str, rawpy.libraw_version)), **parameters}
 
 
 def reference_rendering(path: str | Path) -> np.ndarray:
-    """LibRaw's rendering of a camera file: (H, W, 3) uint16 sRGB, the visible mosaic's size and orientation.
+    """Render a camera file with LibRaw: (H, W, 3) uint16 sRGB, with the size and orientation of the visible mosaic.
 
-    Raises InputError as `read_raw` does, or when LibRaw's picture has another size than the mosaic.
+    Raises InputError as `read_raw` does, or if the rendering has another size than the mosaic.
     """
     return read_and_render(path)[1]
 
 
 def read_and_render(path: str | Path) -> tuple[RawFrame, np.ndarray]:
-    """`read_raw` and `reference_rendering` of one file, decoded once."""
+    """Return `read_raw` and `reference_rendering` of a file, which is decoded only once."""
     with open_raw(path) as raw:
-        frame = frame_of(raw, path)  # before rendering, which alters LibRaw's levels
+        frame = frame_from_libraw(raw, path)  # before rendering, which changes LibRaw's levels
         frame = replace(frame, mosaic=frame.mosaic.copy())
-        return frame, _rendering(raw, frame)
+        return frame, _render_checked(raw, frame)
 
 
 def plain_rendering(frame: RawFrame, ratio: float) -> np.ndarray:
-    """The baseline: the mosaic amplified by `ratio` about black, then rendered as the reference is.
+    """Amplify the mosaic by `ratio`, then render it like the reference; no network is involved.
 
-    Returns (H, W, 3) uint16 sRGB in sensor orientation. Each pixel is amplified about its own position's
-    black level, rounded and clipped to [0, white], so LibRaw sees what a longer exposure would have given.
+    Returns (H, W, 3) uint16 sRGB in sensor orientation. Each sensel is amplified about the black level of its CFA
+    position, rounded and clipped to [0, white], so that LibRaw sees what a longer exposure would have recorded.
     """
     amplified = replace(frame, mosaic=amplify(frame, ratio))
     file = io.BytesIO()
     write_dng(file, amplified)
     file.seek(0)
     with rawpy.imread(file) as raw:
-        return _rendering(raw, frame)
+        return _render_checked(raw, frame)
 
 
 def amplify(frame: RawFrame, ratio: float) -> np.ndarray:
-    """`black + ratio * (mosaic - black)`, rounded, in [0, white]: (H, W) uint16, DN."""
+    """Return `black + ratio * (mosaic - black)`, rounded and clipped to [0, white]: (H, W) uint16, DN."""
     period = math.isqrt(len(frame.black))
     levels = np.arange(2**16, dtype=np.float64)
     amplified = np.empty_like(frame.mosaic)
@@ -80,13 +80,13 @@ def amplify(frame: RawFrame, ratio: float) -> np.ndarray:
 
 
 def upright(image_HW: np.ndarray, orientation: int) -> np.ndarray:
-    """A picture (H, W, ...) in sensor orientation as it was meant to be seen: a view, (W, H, ...) for codes 4 to 7.
+    """Turn an image (H, W, ...) from sensor orientation upright; returns a view, (W, H, ...) for orientations 4 to 7.
 
-    orientation: LibRaw's flip, as `RawFrame.orientation`: of its bits 1 mirrors the columns, 2 the rows, 4 then
-    swaps rows and columns. Raises ValueError for another code. Source: LibRaw's `flip_index`.
+    orientation: LibRaw's flip, as in `RawFrame.orientation`. Bit 1 mirrors the columns, bit 2 the rows; then bit 4
+    swaps rows and columns. Raises ValueError for any other value. Source: LibRaw's `flip_index`.
     """
     if orientation not in range(8):
-        raise ValueError(f"orientation {orientation}; expected LibRaw's flip, 0 to 7")
+        raise ValueError(f"orientation {orientation}: expected LibRaw's flip, 0 to 7")
     if orientation & 2:
         image_HW = image_HW[::-1]
     if orientation & 1:
@@ -95,7 +95,7 @@ def upright(image_HW: np.ndarray, orientation: int) -> np.ndarray:
 
 
 def render(raw: rawpy.RawPy) -> np.ndarray:
-    """LibRaw's picture of an opened file by the parameters of RENDERING: (H, W, 3) uint16 sRGB."""
+    """Render an open file with the parameters of RENDERING: (H, W, 3) uint16 sRGB."""
     options = {
         **RENDERING,
         "demosaic_algorithm": rawpy.DemosaicAlgorithm[RENDERING["demosaic_algorithm"]],
@@ -104,10 +104,12 @@ def render(raw: rawpy.RawPy) -> np.ndarray:
     return raw.postprocess(**options)
 
 
-def _rendering(raw: rawpy.RawPy, frame: RawFrame) -> np.ndarray:
+def _render_checked(raw: rawpy.RawPy, frame: RawFrame) -> np.ndarray:
     rgb = render(raw)
     if rgb.shape != (*frame.mosaic.shape, 3):
         size = "x".join(map(str, rgb.shape[:2]))
         mosaic = "x".join(map(str, frame.mosaic.shape))
-        raise InputError(f"{frame.source}: LibRaw renders {size} pixels from a mosaic of {mosaic}")
+        raise InputError(
+            f"{frame.source}: LibRaw renders {size} pixels from a mosaic of {mosaic}; expected the same size"
+        )
     return rgb

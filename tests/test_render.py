@@ -1,4 +1,4 @@
-"""Renderings against LibRaw itself."""
+"""Renderings against calls of LibRaw itself."""
 
 import json
 from dataclasses import replace
@@ -9,30 +9,30 @@ import pytest
 import rawpy
 from test_dng import XTRANS, make_frame
 
-from lsid_ray.raw.develop import (
+from lsid_ray.raw.dng import write_dng
+from lsid_ray.raw.frame import RawFrame, read_raw
+from lsid_ray.raw.render import (
     RENDERING,
     amplify,
     plain_rendering,
     read_and_render,
     reference_rendering,
-    rendering_record,
+    rendering_parameters,
     upright,
 )
-from lsid_ray.raw.dng import write_dng
-from lsid_ray.raw.frame import RawFrame, read_raw
 
 CAMERA_FILES = Path(__file__).resolve().parents[2] / "shared" / "raw"
 
 
 def smooth_frame(height: int = 90, width: int = 120, **changes) -> RawFrame:
-    """Soft colours instead of noise, as AHD's choice of direction is a coin's on noise."""
+    """A smooth gradient: on noise, AHD's choice of direction would be random."""
     y, x = np.mgrid[:height, :width] / 40
     levels = 512 + 3000 * (1.2 + np.sin(2 * x) * np.cos(3 * y))
     return make_frame(mosaic=levels.astype(np.uint16), **changes)
 
 
-def render_in_place(path: Path, ratio: float) -> np.ndarray:
-    """The reference: LibRaw's own decoded frame, amplified in its memory."""
+def render_amplified_in_libraw(path: Path, ratio: float) -> np.ndarray:
+    """LibRaw's rendering after its decoded mosaic was amplified in place."""
     frame = read_raw(path)
     with rawpy.imread(str(path)) as raw:
         raw.raw_image_visible[:] = amplify(frame, ratio)
@@ -41,7 +41,7 @@ def render_in_place(path: Path, ratio: float) -> np.ndarray:
 
 @pytest.mark.parametrize("orientation", [0, 3, 5, 6])
 @pytest.mark.parametrize("size", [(90, 120), (91, 121)])
-def test_the_reference_lies_on_its_mosaic(tmp_path, size: tuple[int, int], orientation: int):
+def test_the_reference_rendering_is_aligned_with_its_mosaic(tmp_path, size: tuple[int, int], orientation: int):
     write_dng(tmp_path / "a.dng", smooth_frame(*size, orientation=orientation))
     rgb = reference_rendering(tmp_path / "a.dng")
     assert rgb.shape == (*size, 3)
@@ -50,30 +50,30 @@ def test_the_reference_lies_on_its_mosaic(tmp_path, size: tuple[int, int], orien
     np.testing.assert_array_equal(rgb, reference_rendering(tmp_path / "upright.dng"))
 
 
-def test_the_parameters_spelled_out_are_sids(tmp_path):
-    """Chen et al.'s call names three parameters; the others must be what LibRaw does without them."""
+def test_the_rendering_parameters_give_the_same_image_as_sids_call(tmp_path):
+    """Chen et al. set three parameters; all others must equal LibRaw's defaults."""
     write_dng(tmp_path / "a.dng", smooth_frame())
     with rawpy.imread(str(tmp_path / "a.dng")) as raw:
-        sids = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16)
-    np.testing.assert_array_equal(reference_rendering(tmp_path / "a.dng"), sids)
+        sid_rendering = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16)
+    np.testing.assert_array_equal(reference_rendering(tmp_path / "a.dng"), sid_rendering)
 
 
-def test_reading_and_rendering_at_once_equals_each_alone(tmp_path):
+def test_read_and_render_returns_the_same_as_separate_calls(tmp_path):
     write_dng(tmp_path / "a.dng", smooth_frame())
     frame, rgb = read_and_render(tmp_path / "a.dng")
-    alone = read_raw(tmp_path / "a.dng")
-    np.testing.assert_array_equal(frame.mosaic, alone.mosaic)
-    assert (frame.black, frame.white, frame.white_balance) == (alone.black, alone.white, alone.white_balance)
+    separate = read_raw(tmp_path / "a.dng")
+    np.testing.assert_array_equal(frame.mosaic, separate.mosaic)
+    assert (frame.black, frame.white, frame.white_balance) == (separate.black, separate.white, separate.white_balance)
     np.testing.assert_array_equal(rgb, reference_rendering(tmp_path / "a.dng"))
 
 
 @pytest.mark.parametrize("ratio", [1.0, 2.5, 100.0])
 @pytest.mark.parametrize("cfa", ["RGGB", "GRBG", "GBRG", "BGGR"])
-def test_the_plain_rendering_is_libraws_of_the_amplified_file(tmp_path, cfa: str, ratio: float):
+def test_the_plain_rendering_matches_libraw_on_the_amplified_mosaic(tmp_path, cfa: str, ratio: float):
     frame = smooth_frame(91, 121, cfa=cfa, black=(510.0, 512.0, 514.0, 509.0))
     write_dng(tmp_path / "a.dng", frame)
     plain = plain_rendering(read_raw(tmp_path / "a.dng"), ratio)
-    np.testing.assert_array_equal(plain, render_in_place(tmp_path / "a.dng", ratio))
+    np.testing.assert_array_equal(plain, render_amplified_in_libraw(tmp_path / "a.dng", ratio))
 
 
 @pytest.mark.parametrize(
@@ -86,19 +86,19 @@ def test_the_plain_rendering_is_libraws_of_the_amplified_file(tmp_path, cfa: str
         ("sony_a7r3_iso3200.ARW", 8.0),
     ],
 )
-def test_the_plain_rendering_is_libraws_of_real_files_too(name: str, ratio: float):
+def test_the_plain_rendering_matches_libraw_on_real_files(name: str, ratio: float):
     path = CAMERA_FILES / name
     if not path.exists():
-        pytest.skip("no camera file here")
+        pytest.skip("the camera files are not installed")
     plain = plain_rendering(read_raw(path), ratio)
-    by_libraw = render_in_place(path, ratio)
-    # The ARW's colour matrix comes from LibRaw's table, in another float: AHD then tips over at few pixels.
-    assert np.count_nonzero(plain != by_libraw) < 1e-3 * plain.size
-    difference = plain.astype(np.float32) - by_libraw
+    expected = render_amplified_in_libraw(path, ratio)
+    # The ARW's color matrix is rounded differently in LibRaw's table, so AHD picks another direction at a few pixels.
+    assert np.count_nonzero(plain != expected) < 1e-3 * plain.size
+    difference = plain.astype(np.float32) - expected
     assert np.sqrt(np.mean(difference**2)) < 20  # of 65535: 70 dB
 
 
-def test_amplifying_equals_a_slow_loop_about_each_positions_black():
+def test_amplify_matches_a_slow_loop_with_a_black_level_per_position():
     frame = make_frame(22, 23, black=(510.0, 512.0, 514.0, 509.0))
     frame = replace(frame, mosaic=frame.mosaic // 16)
     amplified = amplify(frame, 20.0)
@@ -108,7 +108,7 @@ def test_amplifying_equals_a_slow_loop_about_each_positions_black():
         assert amplified[y, x] == expected
 
 
-def test_amplifying_an_xtrans_frame_uses_all_36_levels():
+def test_amplify_uses_all_36_black_levels_of_an_xtrans_frame():
     frame = make_frame(24, 24, cfa=XTRANS, black=tuple(float(500 + level) for level in range(36)))
     frame = replace(frame, mosaic=np.full((24, 24), 600, np.uint16))
     amplified = amplify(frame, 2.0)
@@ -116,27 +116,27 @@ def test_amplifying_an_xtrans_frame_uses_all_36_levels():
 
 
 @pytest.mark.parametrize("orientation", range(8))
-def test_a_rendering_turned_upright_is_what_libraw_turns(tmp_path, orientation: int):
+def test_upright_matches_libraws_flip(tmp_path, orientation: int):
     write_dng(tmp_path / "a.dng", smooth_frame(91, 121, orientation=orientation))
     frame, rgb = read_and_render(tmp_path / "a.dng")
     with rawpy.imread(str(tmp_path / "a.dng")) as raw:
-        turned = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16)
-    assert turned.shape == ((121, 91, 3) if orientation >= 4 else (91, 121, 3))
-    np.testing.assert_array_equal(upright(rgb, frame.orientation), turned)
+        flipped = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16)
+    assert flipped.shape == ((121, 91, 3) if orientation >= 4 else (91, 121, 3))
+    np.testing.assert_array_equal(upright(rgb, frame.orientation), flipped)
 
 
-def test_a_map_of_one_value_a_pixel_turns_too():
+def test_upright_accepts_an_image_without_channels():
     np.testing.assert_array_equal(upright(np.array([[1, 2, 3], [4, 5, 6]]), 6), [[4, 1], [5, 2], [6, 3]])
 
 
 @pytest.mark.parametrize("orientation", [-1, 8, 90])
-def test_an_orientation_that_libraw_does_not_know_is_refused(orientation: int):
+def test_an_unknown_orientation_raises_an_error(orientation: int):
     with pytest.raises(ValueError, match=f"orientation {orientation}"):
         upright(np.zeros((2, 3)), orientation)
 
 
-def test_the_record_is_plain_json_and_names_everything():
-    record = rendering_record()
-    assert json.loads(json.dumps(record)) == record
-    assert set(record) == {"libraw", *RENDERING}
-    assert record["libraw"] == ".".join(map(str, rawpy.libraw_version))
+def test_rendering_parameters_are_complete_and_json_serializable():
+    parameters = rendering_parameters()
+    assert json.loads(json.dumps(parameters)) == parameters
+    assert set(parameters) == {"libraw", *RENDERING}
+    assert parameters["libraw"] == ".".join(map(str, rawpy.libraw_version))
