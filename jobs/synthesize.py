@@ -1,32 +1,32 @@
 """python jobs/synthesize.py --out data/demo
 
-Makes a data set of short and long exposures, in SID's layout and names, from photographs: those bundled with
-scikit-image (some seconds), or any folder of PNG, JPEG, TIFF or raw files with --photos FOLDER. Prints each
-scene as it is written, and last the folder.
+Creates a data set of short and long exposures with SID's folder layout and file names, from photographs: those bundled
+with scikit-image (takes seconds), or any folder of PNG, JPEG, TIFF or raw files with --photos FOLDER. Prints each scene
+when it is written, and finally the number of scenes and the folder.
 """
 
 import time
 
 from lsid_ray.commandline import parse, run_job
-from lsid_ray.data.synthesize import Scene, Synthesis, synthesize
+from lsid_ray.synthesis.dataset import Scene, Synthesis, synthesize
 
 
 def main() -> None:
     config = parse(Synthesis, __doc__)
     start = time.monotonic()
 
-    def show(scene: Scene) -> None:
+    def print_scene(scene: Scene) -> None:
         print(f"{scene.name} {scene.split:10} ISO {scene.iso:5} {scene.photo}", flush=True)
 
-    outcome = synthesize(config, on_scene=show)
-    for path in outcome.ignored:
-        print(f"not a photograph: {path}")
-    if not outcome.made:
+    result = synthesize(config, on_scene=print_scene)
+    for path in result.ignored:
+        print(f"ignored, not a photograph: {path}")
+    if not result.created:
         print(f"{config.out} already holds this data set: nothing to do")
         return
-    shorts = len(outcome.scenes) * len(config.ratios) * config.frames
+    short_count = len(result.scenes) * len(config.ratios) * config.frames
     seconds = time.monotonic() - start
-    print(f"{len(outcome.scenes)} scenes, {shorts} short exposures in {seconds:.1f} s: {config.out}")
+    print(f"{len(result.scenes)} scenes, {short_count} short exposures in {seconds:.1f} s: {config.out}")
 
 
 if __name__ == "__main__":

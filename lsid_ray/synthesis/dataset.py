@@ -1,0 +1,220 @@
+"""Making a data set of short and long exposures from photographs, with SID's folder layout and file names."""
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import skimage
+
+from lsid_ray import storage
+from lsid_ray.errors import InputError
+from lsid_ray.raw.dng import write_dng
+from lsid_ray.raw.mosaic import MAX_RATIO, amplification_ratio
+from lsid_ray.raw.names import RAW_SUFFIXES, SPLITS
+from lsid_ray.storage import AnyPath
+from lsid_ray.synthesis.noise import short_exposure
+from lsid_ray.synthesis.photograph import MIN_SIDE, PHOTO_SUFFIXES, frame_from_photograph
+
+LONG_S = 10.0
+FORMAT_VERSION = 1  # incremented if the same options give other files
+MANIFEST = "synthesis.json"
+
+# The color photographs in scikit-image's wheel; only one of the stereo pair, since both show the same scene.
+BUNDLED_PHOTOS = ("astronaut.png", "chelsea.png", "coffee.png", "hubble_deep_field.jpg", "ihc.png")
+BUNDLED_PHOTOS += ("motorcycle_left.png", "retina.jpg", "rocket.jpg")
+
+# SID's 231 Sony scenes, from infos/SID_*.info of github.com/megvii-research/PMN (Apache-2.0): the number of scenes
+# per ISO; mean, standard deviation, correlation, minimum and maximum of the camera's R and B gains.
+# fmt: off
+ISO_COUNTS = {
+    50: 1, 64: 3, 80: 3, 100: 3, 160: 15, 200: 22, 250: 36, 320: 25, 400: 7, 500: 20, 640: 6, 800: 7,
+    1000: 10, 1250: 9, 1600: 10, 2000: 6, 2500: 2, 4000: 4, 5000: 1, 6400: 2, 8000: 10, 10000: 12,
+    12800: 7, 16000: 1, 25600: 9,
+}
+# fmt: on
+GAIN_MEAN, GAIN_STD, GAIN_CORRELATION = (2.064, 2.447), (0.162, 0.272), -0.5
+GAIN_MIN, GAIN_MAX = (1.711, 1.785), (2.742, 3.102)
+
+
+@dataclass(frozen=True)
+class Synthesis:
+    """The options of a synthetic data set."""
+
+    out: str
+    """Output folder, created with short/, long/ and synthesis.json."""
+    photos: tuple[str, ...] = ()
+    """Photographs, or folders of them: PNG, JPEG, TIFF or raw files. Default: those bundled with scikit-image."""
+    seed: int = 6
+    """Seed of the splits, ISOs, white balances and noise. With 6, the test split is scikit-image's cat and coffee."""
+    ratios: tuple[int, ...] = (100, 250, 300)
+    """Amplification ratios, 1 to 300; for each, every scene gets short exposures of 10 s / ratio."""
+    frames: int = 1
+    """Short exposures per scene and ratio, each with its own noise; 1 to 100."""
+    max_side: int = 0
+    """Downscale photographs with a side longer than this, in pixels; 0 keeps their size."""
+
+
+@dataclass(frozen=True)
+class Scene:
+    """The scene made from one photograph."""
+
+    name: str
+    """Five digits, as in SID: "10003"."""
+    split: str
+    photo: str
+    """The photograph's file name."""
+    sha256: str
+    """Hash of the photograph's bytes; with the seed it determines all random draws for the scene."""
+    iso: int
+    white_balance: tuple[float, float]
+    """Randomly drawn gains of R and B; a raw photograph keeps its camera's instead."""
+
+
+@dataclass(frozen=True)
+class SynthesisResult:
+    """The result of `synthesize`."""
+
+    scenes: tuple[Scene, ...]
+    created: bool
+    """False if the folder already held exactly this data set."""
+    ignored: tuple[AnyPath, ...]
+    """Files in the input folders that are not photographs."""
+
+
+def synthesize(
+    config: Synthesis, on_scene: Callable[[Scene], None] = lambda scene: None, workers: int | None = None
+) -> SynthesisResult:
+    """Create the data set of `config`; `on_scene` is called after each scene is written, in no fixed order.
+
+    The output folder is created atomically. If it already holds the data set of the same options and photographs,
+    nothing is done. The result does not depend on the order of the photographs nor on `workers` (threads; default: one
+    per CPU), and the frames of a scene depend only on the seed, the options and its photograph.
+    Raises InputError for an option out of range, fewer than 3 photographs (one per split), a photograph that is given
+    twice, unreadable or below 64 pixels on a side, or an output folder with other contents.
+    """
+    _check_options(config)
+    out = storage.to_path(config.out)
+    photos, ignored = _find_photos(config.photos)
+    scenes = _draw_scenes(photos, config.seed)
+    manifest = {  # lists instead of tuples, so that it equals what is read back from JSON
+        "format": FORMAT_VERSION,
+        "seed": config.seed,
+        "ratios": list(config.ratios),
+        "frames": config.frames,
+        "max_side": config.max_side,
+        "scenes": [asdict(scene) | {"white_balance": list(scene.white_balance)} for scene, _ in scenes],
+    }
+    result = SynthesisResult(tuple(scene for scene, _ in scenes), True, tuple(ignored))
+    if _already_created(out, manifest):
+        return replace(result, created=False)
+    with storage.atomic_folder(out, last=MANIFEST) as partial:
+        for folder in ("short", "long"):
+            (partial / folder).mkdir()
+
+        def write(scene_and_photo: tuple[Scene, AnyPath]) -> None:
+            _write_scene(partial, config, *scene_and_photo)
+            on_scene(scene_and_photo[0])
+
+        pool = ThreadPoolExecutor(workers or os.cpu_count())
+        try:
+            list(pool.map(write, scenes))
+        finally:
+            pool.shutdown(cancel_futures=True)
+        (partial / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n")
+    return result
+
+
+def _write_scene(root: Path, config: Synthesis, scene: Scene, photo: AnyPath) -> None:
+    with storage.local_copy(photo) as local_photo:
+        clean = frame_from_photograph(local_photo, scene.white_balance, config.max_side)
+    clean = replace(clean, iso=float(scene.iso), exposure_s=LONG_S)
+    write_dng(root / "long" / f"{scene.name}_00_{LONG_S:g}s.dng", clean)
+    for ratio in config.ratios:
+        exposure = f"{LONG_S / ratio:.3g}"
+        for number in range(config.frames):
+            rng = _make_rng(config.seed, scene.sha256, ratio, number)
+            amplification = amplification_ratio(LONG_S, float(exposure))
+            mosaic = short_exposure(clean.mosaic, clean.black, clean.white, amplification, scene.iso, rng)
+            short = replace(clean, mosaic=mosaic, exposure_s=float(exposure))
+            write_dng(root / "short" / f"{scene.name}_{number:02d}_{exposure}s.dng", short)
+
+
+def _draw_scenes(photos: list[tuple[str, AnyPath]], seed: int) -> list[tuple[Scene, AnyPath]]:
+    """Scenes with their photographs, by number: a fifth for test, an eighth for validation, at least one each."""
+    photos = sorted(photos)
+    order = np.random.default_rng(seed).permutation(len(photos))
+    test_count, validation_count = max(1, round(len(photos) / 5)), max(1, round(len(photos) / 8))
+    isos, counts = np.array(list(ISO_COUNTS)), np.array(list(ISO_COUNTS.values()))
+    covariance = np.outer(GAIN_STD, GAIN_STD) * [[1, GAIN_CORRELATION], [GAIN_CORRELATION, 1]]
+    scenes = []
+    for number, index in enumerate(order):
+        sha256, path = photos[index]
+        digit = "1" if number < test_count else "2" if number < test_count + validation_count else "0"
+        rng = _make_rng(seed, sha256)
+        gains = rng.multivariate_normal(GAIN_MEAN, covariance).clip(GAIN_MIN, GAIN_MAX).round(4)
+        iso = int(rng.choice(isos, p=counts / counts.sum()))
+        name = f"{digit}{number + 1:04d}"
+        scenes.append((Scene(name, SPLITS[digit], path.name, sha256, iso, tuple(gains.tolist())), path))
+    return scenes
+
+
+def _make_rng(seed: int, *keys: str | int) -> np.random.Generator:
+    """An independent random generator for each combination of `seed` and `keys`."""
+    digest = hashlib.sha256(json.dumps([seed, *keys]).encode()).digest()
+    return np.random.default_rng(int.from_bytes(digest[:16], "big"))
+
+
+def _find_photos(paths: tuple[str, ...]) -> tuple[list[tuple[str, AnyPath]], list[AnyPath]]:
+    """(hash, path) of each photograph, and the files in the input folders that are not photographs."""
+    if not paths:
+        folder = Path(skimage.__file__).parent / "data"
+        paths = tuple(str(folder / name) for name in BUNDLED_PHOTOS)
+    photos, ignored = [], []
+    for path in map(storage.to_path, paths):
+        if not path.exists():
+            raise InputError(f"--photos {path}: no such file or folder")
+        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
+        photos_in_path = [file for file in files if file.suffix.lower() in (*PHOTO_SUFFIXES, *RAW_SUFFIXES)]
+        if not photos_in_path:
+            raise InputError(f"--photos {path}: no photographs; expected PNG, JPEG, TIFF or raw files")
+        photos += photos_in_path
+        ignored += [file for file in files if file not in photos_in_path]
+    photo_by_hash: dict[str, AnyPath] = {}
+    for photo in photos:
+        sha256 = hashlib.sha256(photo.read_bytes()).hexdigest()
+        if sha256 in photo_by_hash:
+            raise InputError(f"--photos: {photo_by_hash[sha256]} and {photo} are identical; remove one of them")
+        photo_by_hash[sha256] = photo
+    if len(photo_by_hash) < 3:
+        raise InputError(f"--photos: {len(photo_by_hash)} photographs; expected at least 3, one per split")
+    return list(photo_by_hash.items()), ignored
+
+
+def _check_options(config: Synthesis) -> None:
+    if not config.ratios or not all(1 <= ratio <= MAX_RATIO for ratio in config.ratios):
+        raise InputError(f"--ratios {config.ratios}: expected at least one, each between 1 and {MAX_RATIO:g}")
+    exposures = {f"{LONG_S / ratio:.3g}" for ratio in config.ratios}
+    if len(exposures) < len(config.ratios):
+        raise InputError(f"--ratios {config.ratios}: expected different exposure times (10 s / ratio, to three digits)")
+    if not 1 <= config.frames <= 100:
+        raise InputError(f"--frames {config.frames}: expected 1 to 100")
+    if config.max_side != 0 and config.max_side < MIN_SIDE:
+        raise InputError(f"--max-side {config.max_side}: expected at least {MIN_SIDE}, or 0 to keep the size")
+
+
+def _already_created(out: AnyPath, manifest: dict[str, object]) -> bool:
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    try:
+        existing = json.loads((out / MANIFEST).read_text())
+        different = [key for key, value in manifest.items() if existing.get(key) != value]
+    except (OSError, ValueError, AttributeError):
+        raise InputError(f"--out {out}: exists, but is not a data set of this job; choose another folder") from None
+    if different:
+        raise InputError(f"--out {out}: holds another data set ({', '.join(different)} differ); choose another folder")
+    return True
