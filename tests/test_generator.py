@@ -2,16 +2,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsid_ray import config
+from lsid_ray.config.presets import PRESETS
+from lsid_ray.config.schema import GeneratorConfig
 from lsid_ray.model.generator import AttentionGate, Generator
-from lsid_ray.presets import PRESETS
 
 SMALL = {
-    "full": config.Generator(width=4, depth=2),
-    "half": config.Generator(width=4, depth=2, output="half"),
-    "batch norm": config.Generator(width=4, depth=2, norm="batch", negative_slope=0),
-    "no gates": config.Generator(width=4, depth=2, gates=False, upsample="transpose"),
-    "four levels": config.Generator(width=2, depth=4),
+    "full": GeneratorConfig(width=4, depth=2),
+    "half": GeneratorConfig(width=4, depth=2, output="half"),
+    "batch norm": GeneratorConfig(width=4, depth=2, norm="batch", negative_slope=0),
+    "no gates": GeneratorConfig(width=4, depth=2, gates=False, upsample="transpose"),
+    "four levels": GeneratorConfig(width=2, depth=4),
 }
 
 
@@ -20,15 +20,15 @@ def network(request) -> Generator:
     return make(request.param)
 
 
-def make(c: config.Generator) -> Generator:
-    """In evaluation mode, with weights so large that what is far away shows."""
+def make(c: GeneratorConfig) -> Generator:
+    """In eval mode, with larger weights than at initialization, so that distant pixels have a visible influence."""
     torch.manual_seed(0)
     network = Generator(c)
     for parameter in network.parameters():
         if parameter.ndim == 4:
             nn.init.kaiming_normal_(parameter)
     network.train()
-    for _ in range(5):  # statistics of BatchNorm that are not those of the start
+    for _ in range(5):  # move BatchNorm's statistics away from their initial values
         network(3 * noise(2, 32, 32))
     return network.eval()
 
@@ -37,8 +37,8 @@ def noise(batch: int, height: int, width: int) -> Tensor:
     return torch.rand(batch, 4, height, width, generator=torch.Generator().manual_seed(height * 1000 + width))
 
 
-@pytest.mark.parametrize("name, parameters", [("seed", 34_879_279), ("chen", 7_760_268)])
-def test_the_published_networks_have_their_parameters(name: str, parameters: int):
+@pytest.mark.parametrize("name, parameters", [("thesia", 34_879_279), ("chen", 7_760_268)])
+def test_the_published_networks_have_their_parameter_counts(name: str, parameters: int):
     with torch.device("meta"):
         network = Generator(PRESETS[name][1].generator)
     assert sum(p.numel() for p in network.parameters()) == parameters
@@ -46,7 +46,7 @@ def test_the_published_networks_have_their_parameters(name: str, parameters: int
 
 @torch.no_grad()
 @pytest.mark.parametrize("height, width", [(1, 1), (1, 9), (3, 2), (5, 4), (8, 8), (13, 22), (16, 32), (17, 31)])
-def test_any_size_passes_through(network: Generator, height: int, width: int):
+def test_the_output_has_the_expected_shape_at_any_size(network: Generator, height: int, width: int):
     image, weights = network.with_attention(noise(2, height, width))
     assert image.shape == (2, 3, network.scale * height, network.scale * width)
     assert image.isfinite().all()
@@ -58,31 +58,31 @@ def test_any_size_passes_through(network: Generator, height: int, width: int):
 
 @torch.no_grad()
 @pytest.mark.parametrize("height, width", [(16, 32), (13, 22)])
-def test_the_size_is_completed_by_repeating_the_last_row_and_column(network: Generator, height: int, width: int):
+def test_the_input_is_padded_by_repeating_the_last_row_and_column(network: Generator, height: int, width: int):
     planes, stride = noise(1, height, width), network.stride
     rows = torch.arange(-(-height // stride) * stride).clamp_max(height - 1)
     columns = torch.arange(-(-width // stride) * stride).clamp_max(width - 1)
-    whole = network(planes[:, :, rows][..., columns])
-    expected = whole[..., : network.scale * height, : network.scale * width]
+    padded = network(planes[:, :, rows][..., columns])
+    expected = padded[..., : network.scale * height, : network.scale * width]
     torch.testing.assert_close(network(planes), expected, rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_full_resolution_puts_each_packed_pixels_four_pixels_at_its_place():
+def test_pixel_shuffle_places_the_four_output_pixels_of_each_packed_pixel():
     network = make(SMALL["full"])
-    seen: list[Tensor] = []
-    network.head.register_forward_hook(lambda *call: seen.append(call[2]))
+    head_outputs: list[Tensor] = []
+    network.head.register_forward_hook(lambda *call: head_outputs.append(call[2]))
     image = network(noise(1, 8, 12))
     for color in range(3):
         for y in range(16):
             for x in range(24):
-                assert image[0, color, y, x] == seen[0][0, 4 * color + 2 * (y % 2) + x % 2, y // 2, x // 2]
+                assert image[0, color, y, x] == head_outputs[0][0, 4 * color + 2 * (y % 2) + x % 2, y // 2, x // 2]
 
 
 @torch.no_grad()
-def test_gates_start_open():
+def test_gates_without_batch_norm_start_open():
     torch.manual_seed(0)
-    network = Generator(config.Generator(width=8, depth=3)).eval()
+    network = Generator(GeneratorConfig(width=8, depth=3)).eval()
     weights: list[Tensor] = []
     for gate in network.gates:
         gate.register_forward_hook(lambda *call: weights.append(call[2][1]))
@@ -92,7 +92,7 @@ def test_gates_start_open():
 
 
 @torch.no_grad()
-def test_a_gate_multiplies_the_skip_by_one_weight_a_pixel():
+def test_a_gate_multiplies_the_skip_by_one_weight_per_pixel():
     torch.manual_seed(0)
     gate = AttentionGate(6, "none")
     coarse, skip = torch.randn(2, 6, 5, 7), torch.randn(2, 6, 5, 7)
@@ -109,7 +109,7 @@ def test_a_gate_multiplies_the_skip_by_one_weight_a_pixel():
 
 
 @torch.no_grad()
-def test_the_attention_returned_is_the_finest_gates():
+def test_with_attention_returns_the_weights_of_the_finest_gate():
     network = make(SMALL["full"])
     finest: list[Tensor] = []
     network.gates[0].register_forward_hook(lambda *call: finest.append(call[2][1]))
@@ -119,7 +119,7 @@ def test_the_attention_returned_is_the_finest_gates():
 
 
 @torch.no_grad()
-def test_a_closed_gate_hides_its_skip():
+def test_a_closed_gate_blocks_its_skip():
     network = make(SMALL["full"])
     nn.init.zeros_(network.gates[0].weight[0].weight)
     inputs = []
@@ -135,13 +135,13 @@ def test_a_closed_gate_hides_its_skip():
 @torch.no_grad()
 def test_a_sample_does_not_depend_on_its_batch(network: Generator):
     planes = noise(3, 20, 28)
-    together = network(planes)
+    batch_output = network(planes)
     for i in range(3):
-        torch.testing.assert_close(network(planes[i : i + 1])[0], together[i], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(network(planes[i : i + 1])[0], batch_output[i], rtol=1e-4, atol=1e-5)
 
 
 @torch.no_grad()
-def test_only_batch_norm_makes_samples_of_a_training_batch_depend_on_each_other():
+def test_samples_of_a_training_batch_depend_on_each_other_only_with_batch_norm():
     for name, expected in (("full", False), ("batch norm", True)):
         network, planes = make(SMALL[name]).train(), noise(2, 16, 16)
         alone = network(planes[:1])[0]
@@ -149,7 +149,7 @@ def test_only_batch_norm_makes_samples_of_a_training_batch_depend_on_each_other(
 
 
 @torch.no_grad()
-def test_evaluation_leaves_batch_norms_statistics_alone():
+def test_eval_mode_does_not_change_batch_norm_statistics():
     network = make(SMALL["batch norm"])
     before = {name: value.clone() for name, value in network.named_buffers()}
     assert before

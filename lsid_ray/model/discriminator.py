@@ -1,21 +1,20 @@
-"""The discriminator: is this photograph real, given the sensor's planes? (pix2pix's PatchGAN, arXiv 1611.07004)"""
+"""The conditional discriminator: pix2pix's PatchGAN (arXiv 1611.07004) on packed planes and an image."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from lsid_ray import config
+from lsid_ray.config.schema import DiscriminatorConfig
 
 
 class Discriminator(nn.Module):
     """planes (B, planes, h, w), image (B, 3, scale*h, scale*w) -> logits (B, 1, h', w'), one per patch.
 
-    A full-resolution image is folded (pixel unshuffle) to the planes' size: nothing of it is lost, and both
-    are seen at one scale.
+    Pixel unshuffle brings a full-resolution image to the planes' size without loss, so that both have the same scale.
     """
 
-    def __init__(self, c: config.Discriminator, planes: int, scale: int):
+    def __init__(self, c: DiscriminatorConfig, planes: int, scale: int):
         super().__init__()
         self.scale = scale
         widths = [min(c.width * 2**i, c.width * 8) for i in range(c.layers + 1)]
@@ -33,7 +32,7 @@ class Discriminator(nn.Module):
         self.layers = nn.Sequential(*layers)
 
     def forward(self, planes: Tensor, image: Tensor) -> Tensor:
-        """See the class."""
+        """Returns the logits; for shapes see the class."""
         if self.scale > 1:
             image = F.pixel_unshuffle(image, self.scale)
         return self.layers(torch.cat([planes, image], dim=1))

@@ -1,14 +1,14 @@
-"""The generator: packed sensor planes to an RGB photograph.
+"""The generator: packed planes to an RGB image.
 
-Attention U-Net (Oktay et al. 2018, arXiv 1804.03999: additive gates on the skips), and without gates the
-U-Net of See-in-the-Dark (Chen et al. 2018, arXiv 1805.01934, section 4.2).
+Attention U-Net (Oktay et al. 2018, arXiv 1804.03999: additive gates on the skip connections); without gates, the U-Net
+of See-in-the-Dark (Chen et al. 2018, arXiv 1805.01934, section 4.2).
 """
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsid_ray import config
+from lsid_ray.config.schema import GeneratorConfig
 from lsid_ray.raw.mosaic import LAYOUTS
 
 
@@ -16,7 +16,7 @@ def _norm(kind: str, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
 
 
-def _double_conv(c: config.Generator, inputs: int, outputs: int) -> nn.Sequential:
+def _double_conv(c: GeneratorConfig, inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
         layers += [
@@ -27,7 +27,7 @@ def _double_conv(c: config.Generator, inputs: int, outputs: int) -> nn.Sequentia
     return nn.Sequential(*layers)
 
 
-def _upsample(c: config.Generator, inputs: int, outputs: int) -> nn.Module:
+def _upsample(c: GeneratorConfig, inputs: int, outputs: int) -> nn.Module:
     if c.upsample == "transpose":
         return nn.ConvTranspose2d(inputs, outputs, 2, stride=2, bias=False)
     return nn.Sequential(
@@ -39,10 +39,10 @@ def _upsample(c: config.Generator, inputs: int, outputs: int) -> nn.Module:
 
 
 class AttentionGate(nn.Module):
-    """Weights a skip by what the coarser level asks for (arXiv 1804.03999, section 2.2).
+    """Attention on a skip connection, with the coarser level as gating signal (arXiv 1804.03999, section 2.2).
 
-    Norm-free gates start open (weight about 0.95), so that training starts as a plain U-Net; with BatchNorm
-    they start half open, as the starting point's do.
+    Gates without BatchNorm are initialized open (weight about 0.95), so that training starts as a plain U-Net; with
+    BatchNorm they start half open, as in the baseline (Thesia and Suthar 2021).
     """
 
     def __init__(self, channels: int, norm: str):
@@ -63,11 +63,11 @@ class AttentionGate(nn.Module):
 class Generator(nn.Module):
     """(B, C, h, w) float in [0, 1] -> (B, 3, scale*h, scale*w) float, about [0, 1], not clamped. Any h, w.
 
-    C is 4 for Bayer, 9 for X-Trans, whose packed pixel is a third of the sensor's resolution: SID's Fuji network,
-    with 27 channels before the pixel shuffle.
+    C is 4 for Bayer and 9 for X-Trans. Packed X-Trans has a third of the sensor's resolution, hence 27 channels before
+    the pixel shuffle, as in SID's Fuji network.
     """
 
-    def __init__(self, c: config.Generator):
+    def __init__(self, c: GeneratorConfig):
         super().__init__()
         self.config = c
         self.planes = len(LAYOUTS[c.cfa].colors)
@@ -88,15 +88,15 @@ class Generator(nn.Module):
 
     @property
     def stride(self) -> int:
-        """Packed pixels per pixel of the coarsest level."""
+        """Packed pixels per pixel of the coarsest level, along one side."""
         return 2**self.config.depth
 
     def forward(self, planes: Tensor) -> Tensor:
-        """See the class."""
+        """Returns the image; for shapes see the class."""
         return self.with_attention(planes)[0]
 
     def with_attention(self, planes: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The image and the finest gate's weights (B, 1, h, w), or None without gates."""
+        """Returns the image, and the finest gate's weights (B, 1, h, w) or None without gates."""
         height, width = planes.shape[-2:]
         pad = (0, -width % self.stride, 0, -height % self.stride)
         features = F.pad(planes, pad, mode="replicate")
