@@ -1,4 +1,4 @@
-"""Pairs from names: SID's own, and those that go wrong."""
+"""Pairing by file name: SID's own names, and names that cannot be paired."""
 
 import os
 from collections import Counter
@@ -10,7 +10,7 @@ from lsid_ray.data.catalog import Catalog, pair_names, read_catalog
 from lsid_ray.errors import InputError
 
 SID_LISTS = Path(__file__).resolve().parents[2] / "shared" / "sid_lists"
-# Named as SID's: scenes of every split, bursts, a misaligned scene and the ratio that counts as 300.
+# Names as in SID: scenes of every split, bursts, a misaligned scene, and a ratio that is limited to 300.
 SID_SHORTS = [
     *(f"00001_00_{exposure}s.ARW" for exposure in ("0.04", "0.1")),
     *(f"00001_{frame:02d}_0.1s.ARW" for frame in range(1, 10)),
@@ -22,7 +22,7 @@ SID_SHORTS = [
 SID_LONGS = [f"{scene}_00_10s.ARW" for scene in ("00001", "20005", "10003", "10034", "00233")]
 
 
-def make_data(root: Path, shorts: list[str], longs: list[str]) -> Path:
+def make_data_set(root: Path, shorts: list[str], longs: list[str]) -> Path:
     for folder, names in (("short", shorts), ("long", longs)):
         (root / folder).mkdir(parents=True)
         for name in names:
@@ -30,7 +30,7 @@ def make_data(root: Path, shorts: list[str], longs: list[str]) -> Path:
     return root
 
 
-def test_sids_names_give_their_splits_scenes_and_ratios():
+def test_sid_names_determine_split_scene_and_ratio():
     catalog = pair_names(SID_SHORTS, SID_LONGS)
     by_name = {pair.name: pair for pair in catalog.pairs}
     assert Counter(pair.split for pair in catalog.pairs) == {"train": 12, "validation": 2, "test": 4}
@@ -43,23 +43,23 @@ def test_sids_names_give_their_splits_scenes_and_ratios():
     assert catalog.problems == ()
 
 
-def test_misaligned_test_scenes_are_set_apart_unless_wanted():
-    apart = pair_names(SID_SHORTS, SID_LONGS)
-    assert {pair.scene for pair in apart.excluded} == {"10034"}
-    assert len(apart.excluded) == 3
-    wanted = pair_names(SID_SHORTS, SID_LONGS, exclude_misaligned=False)
-    assert wanted.excluded == ()
-    assert set(wanted.pairs) == {*apart.pairs, *apart.excluded}
+def test_misaligned_test_scenes_are_excluded_by_default():
+    default = pair_names(SID_SHORTS, SID_LONGS)
+    assert {pair.scene for pair in default.excluded} == {"10034"}
+    assert len(default.excluded) == 3
+    complete = pair_names(SID_SHORTS, SID_LONGS, exclude_misaligned=False)
+    assert complete.excluded == ()
+    assert set(complete.pairs) == {*default.pairs, *default.excluded}
 
 
-def test_the_order_of_names_does_not_matter():
+def test_the_order_of_names_does_not_change_the_pairs():
     assert pair_names(SID_SHORTS[::-1], SID_LONGS[::-1]) == pair_names(SID_SHORTS, SID_LONGS)
 
 
 def every_file_is_accounted_for(catalog: Catalog, names: list[str]) -> bool:
     pairs = (*catalog.pairs, *catalog.excluded)
-    told = {str(path) for pair in pairs for path in (pair.short, pair.long)}
-    return told | {str(path) for path, _ in catalog.problems} == set(names)
+    paired = {str(path) for pair in pairs for path in (pair.short, pair.long)}
+    return paired | {str(path) for path, _ in catalog.problems} == set(names)
 
 
 @pytest.mark.parametrize(
@@ -68,45 +68,45 @@ def every_file_is_accounted_for(catalog: Catalog, names: list[str]) -> bool:
         ("00007_00_0.1s.ARW", "no long exposure of scene 00007"),
         ("30001_00_0.1s.ARW", "name does not parse"),
         ("DSC00042.ARW", "name does not parse"),
-        ("00001_00_20s.ARW", "its long exposure 00001_00_10s.ARW is shorter than it"),
+        ("00001_00_20s.ARW", "its long exposure 00001_00_10s.ARW is shorter than the short exposure"),
     ],
 )
-def test_a_short_that_fits_nothing_is_a_problem_not_a_loss(name: str, reason: str):
+def test_a_short_exposure_that_cannot_be_paired_is_reported(name: str, reason: str):
     catalog = pair_names([*SID_SHORTS, name], SID_LONGS)
-    ((path, why),) = catalog.problems
+    ((path, message),) = catalog.problems
     assert path == Path(name)
-    assert reason in why
+    assert reason in message
     assert every_file_is_accounted_for(catalog, [*SID_SHORTS, *SID_LONGS, name])
 
 
-def test_a_long_without_a_short_is_a_problem():
+def test_a_long_exposure_without_a_short_one_is_reported():
     catalog = pair_names(SID_SHORTS, [*SID_LONGS, "00009_00_10s.ARW"])
-    assert catalog.problems == ((Path("00009_00_10s.ARW"), "no short exposure belongs to it"),)
+    assert catalog.problems == ((Path("00009_00_10s.ARW"), "no matching short exposure"),)
 
 
-def test_two_files_of_one_name_are_not_both_taken():
+def test_only_one_of_two_files_with_the_same_name_is_used():
     catalog = pair_names(["00001_00_0.1s.ARW", "00001_00_0.1s.DNG"], ["00001_00_10s.ARW"])
     assert len(catalog.pairs) == 1
     assert catalog.problems == ((Path("00001_00_0.1s.DNG"), "same name as 00001_00_0.1s.ARW"),)
 
 
-def test_of_several_longs_a_short_takes_its_own_frames_else_the_first():
+def test_a_short_exposure_prefers_the_long_exposure_of_its_own_frame_then_the_first_frame():
     catalog = pair_names(
         ["00001_00_0.1s.ARW", "00001_01_0.1s.ARW", "00001_07_0.1s.ARW"],
         ["00001_01_10s.ARW", "00001_00_10s.ARW", "00001_00_30s.ARW"],
     )
-    taken = {pair.frame: pair.long.name for pair in catalog.pairs}
-    assert taken == {0: "00001_00_30s.ARW", 1: "00001_01_10s.ARW", 7: "00001_00_30s.ARW"}
+    long_by_frame = {pair.frame: pair.long.name for pair in catalog.pairs}
+    assert long_by_frame == {0: "00001_00_30s.ARW", 1: "00001_01_10s.ARW", 7: "00001_00_30s.ARW"}
     assert [path.name for path, _ in catalog.problems] == ["00001_00_10s.ARW"]
 
 
-def test_a_name_without_exposure_still_pairs():
+def test_names_without_exposure_times_are_paired():
     (pair,) = pair_names(["00001_00.ARW"], ["00001_00.ARW"]).pairs
     assert (pair.short_s, pair.long_s, pair.ratio) == (None, None, None)
 
 
-def test_a_folder_is_read_with_its_paths(tmp_path):
-    root = make_data(tmp_path, SID_SHORTS, SID_LONGS)
+def test_the_pairs_of_a_folder_have_full_paths(tmp_path):
+    root = make_data_set(tmp_path, SID_SHORTS, SID_LONGS)
     (root / "short" / "notes.txt").touch()
     catalog = read_catalog(root)
     assert catalog.pairs[0].short == root / "short" / "00001_00_0.04s.ARW"
@@ -114,8 +114,8 @@ def test_a_folder_is_read_with_its_paths(tmp_path):
     assert catalog.problems == ()
 
 
-def test_what_has_a_raw_files_name_and_is_none_is_named(tmp_path):
-    root = make_data(tmp_path, SID_SHORTS, SID_LONGS)
+def test_unusable_entries_with_a_raw_file_name_are_reported(tmp_path):
+    root = make_data_set(tmp_path, SID_SHORTS, SID_LONGS)
     (root / "short" / "00001_00_0.2s.ARW").mkdir()
     loop = root / "short" / "00001_00_0.3s.ARW"
     loop.symlink_to(loop)
@@ -127,20 +127,20 @@ def test_what_has_a_raw_files_name_and_is_none_is_named(tmp_path):
     problems = {path.name: reason for path, reason in catalog.problems}
     assert problems == {
         "00001_00_0.2s.ARW": "a folder; expected a raw file",
-        "00001_00_0.3s.ARW": "a link that leads nowhere; expected a raw file",
-        "00009_00_10s.ARW": "a link that leads nowhere; expected a raw file",
-        "00001_00_0.5s.ARW": "no file; expected a raw file",
+        "00001_00_0.3s.ARW": "a broken symlink; expected a raw file",
+        "00009_00_10s.ARW": "a broken symlink; expected a raw file",
+        "00001_00_0.5s.ARW": "not a regular file; expected a raw file",
         "nü \\xff.ARW": "its name is not UTF-8",
     }
-    assert "00001_00_0.4s" in {pair.name for pair in catalog.pairs}, "a link to a file is one"
+    assert "00001_00_0.4s" in {pair.name for pair in catalog.pairs}, "a symlink to a file counts as a file"
 
 
-def test_folders_that_cannot_be_followed_or_read_are_named(tmp_path, unreadable):
+def test_a_symlink_loop_and_an_unreadable_folder_are_named(tmp_path, unreadable):
     loop = tmp_path / "loop"
     loop.symlink_to(loop)
     with pytest.raises(InputError, match="loop"):
         read_catalog(loop)
-    root = make_data(tmp_path / "set", SID_SHORTS, SID_LONGS)
+    root = make_data_set(tmp_path / "set", SID_SHORTS, SID_LONGS)
     unreadable(root / "short")
     with pytest.raises(InputError, match="short: Permission denied"):
         read_catalog(root)
@@ -151,8 +151,8 @@ def test_a_missing_folder_is_named(tmp_path):
         read_catalog(tmp_path / "nowhere")
 
 
-def test_the_folder_above_is_told_where_the_data_are(tmp_path):
-    make_data(tmp_path / "Sony", SID_SHORTS, SID_LONGS)
+def test_the_error_for_a_parent_folder_suggests_the_data_folder(tmp_path):
+    make_data_set(tmp_path / "Sony", SID_SHORTS, SID_LONGS)
     with pytest.raises(InputError, match=r"pass .*Sony$"):
         read_catalog(tmp_path)
 
@@ -160,13 +160,13 @@ def test_the_folder_above_is_told_where_the_data_are(tmp_path):
 def test_empty_folders_are_named(tmp_path):
     with pytest.raises(InputError, match="short/ and long/"):
         read_catalog(tmp_path)
-    make_data(tmp_path, [], [])
+    make_data_set(tmp_path, [], [])
     with pytest.raises(InputError, match="no raw files"):
         read_catalog(tmp_path)
 
 
-def test_files_of_which_none_pair_are_refused_with_a_reason(tmp_path):
-    make_data(tmp_path, ["00001_00_0.1s.ARW"], [])
+def test_a_folder_without_any_pair_is_refused_with_a_reason(tmp_path):
+    make_data_set(tmp_path, ["00001_00_0.1s.ARW"], [])
     with pytest.raises(InputError, match=r"no pair .* 00001_00_0\.1s\.ARW: no long exposure of scene 00001"):
         read_catalog(tmp_path)
 
@@ -182,9 +182,9 @@ def test_files_of_which_none_pair_are_refused_with_a_reason(tmp_path):
         ("Fuji", "test", 524, 41, 94, None),
     ],
 )
-def test_every_row_of_sids_lists_is_reproduced(camera, split, rows, scenes, first_frames, aligned):
+def test_every_row_of_the_sid_lists_is_reproduced(camera, split, rows, scenes, first_frames, aligned):
     if not SID_LISTS.exists():
-        pytest.skip("SID's lists are not here")
+        pytest.skip(f"no folder {SID_LISTS}")
     lists = {
         name: (SID_LISTS / f"{camera}_{name}_list.txt").read_text().splitlines() for name in ("train", "val", "test")
     }
@@ -200,7 +200,7 @@ def test_every_row_of_sids_lists_is_reproduced(camera, split, rows, scenes, firs
     if first_frames:
         assert sum(pair.frame == 0 for pair in pairs) == first_frames
     if aligned:
-        kept = pair_names(sorted(shorts), sorted(longs)).pairs
-        assert sum(pair.split == split for pair in kept) == aligned
+        default = pair_names(sorted(shorts), sorted(longs)).pairs
+        assert sum(pair.split == split for pair in default) == aligned
     if (camera, split) == ("Sony", "train"):
         assert Counter(round(pair.ratio) for pair in pairs) == {100: 587, 250: 457, 300: 821}

@@ -1,4 +1,4 @@
-"""The contact sheet: which pairs it shows, what stands below them, and what it says of broken ones."""
+"""The contact sheet: the selected pairs, their captions, and broken files."""
 
 import shutil
 from pathlib import Path
@@ -13,8 +13,8 @@ from lsid_ray.errors import InputError
 
 
 @pytest.fixture
-def said(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """The lines of text that are drawn."""
+def captions(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The lines of text drawn so far."""
     lines = []
     draw = preview.ImageDraw.ImageDraw.text
     monkeypatch.setattr(
@@ -32,34 +32,34 @@ def test_raw_files_and_their_shards_give_the_same_sheet(data_root: Path, shards:
     np.testing.assert_array_equal(raw, packed)
 
 
-def test_every_split_is_shown_with_its_facts(data_root: Path, tmp_path: Path, said: list[str]):
+def test_every_split_is_shown_with_its_metadata(data_root: Path, tmp_path: Path, captions: list[str]):
     calls = []
     contact_sheet(data_root, tmp_path / "a.png", 3, progress=lambda done, total: calls.append((done, total)))
     assert calls[-1] == (3, 3)
-    heads = [line for line in said if " x" in line]
-    assert {line.split()[1] for line in heads} == {"train", "validation", "test"}
-    assert all("ISO" in line and "SONY ILCE-7SM2" in line for line in heads)
-    assert sum("RGGB, black 512, white 16383" in line for line in said) == 3
+    headings = [line for line in captions if " x" in line]
+    assert {line.split()[1] for line in headings} == {"train", "validation", "test"}
+    assert all("ISO" in line and "SONY ILCE-7SM2" in line for line in headings)
+    assert sum("RGGB, black 512, white 16383" in line for line in captions) == 3
 
 
-def test_the_two_pictures_of_a_pair_are_alike_in_brightness(data_root: Path, tmp_path: Path, said: list[str]):
+def test_both_images_of_a_pair_are_similarly_bright(data_root: Path, tmp_path: Path, captions: list[str]):
     contact_sheet(data_root, tmp_path / "a.png", 5)
-    for line in said:
-        if line.startswith("mean of the pictures"):
-            amplified, long = (float(word) for word in line.replace(",", "").split() if word[0].isdigit())
+    for line in captions:
+        if line.startswith("mean of the images"):
+            amplified, long = (float(token) for token in line.replace(",", "").split() if token[0].isdigit())
             assert amplified == pytest.approx(long, rel=0.4)
 
 
-def test_a_broken_file_is_named_in_its_place(data_root: Path, tmp_path: Path):
+def test_a_broken_file_is_reported(data_root: Path, tmp_path: Path):
     root = shutil.copytree(data_root, tmp_path / "data")
-    victim = sorted((root / "short").iterdir())[0]
-    victim.write_bytes(victim.read_bytes()[:4000])
+    broken = sorted((root / "short").iterdir())[0]
+    broken.write_bytes(broken.read_bytes()[:4000])
     (failure,) = contact_sheet(root, tmp_path / "a.png", 100)
-    assert failure.startswith(victim.stem) and "truncated" in failure
+    assert failure.startswith(broken.stem) and "truncated" in failure
     assert (tmp_path / "a.png").exists()
 
 
-def test_what_cannot_be_shown_at_all_is_one_error(data_root: Path, tmp_path: Path):
+def test_a_sheet_that_cannot_be_made_is_an_input_error(data_root: Path, tmp_path: Path):
     with pytest.raises(InputError, match="no such folder"):
         contact_sheet(tmp_path / "none", tmp_path / "a.png", 4)
     root = shutil.copytree(data_root, tmp_path / "data")
@@ -67,6 +67,6 @@ def test_what_cannot_be_shown_at_all_is_one_error(data_root: Path, tmp_path: Pat
         path.write_bytes(b"")
     with pytest.raises(InputError, match="no pair can be shown"):
         contact_sheet(root, tmp_path / "a.png", 4)
-    with pytest.raises(InputError, match="expected a picture's name"):
+    with pytest.raises(InputError, match="expected the name of an image file"):
         contact_sheet(data_root, tmp_path / "a.xyz", 1)
     assert not list(tmp_path.glob("*a.*"))

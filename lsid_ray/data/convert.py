@@ -1,4 +1,4 @@
-"""One raw file to its shard: decoded, packed or developed, and written, unless the shard is there already."""
+"""Convert one raw file to its shard: decode it, pack or render it, and write it, unless a valid shard exists."""
 
 import dataclasses
 import os
@@ -7,128 +7,127 @@ from pathlib import Path
 import numpy as np
 
 from lsid_ray import storage
-from lsid_ray.data import shards, tiles
+from lsid_ray.data.index import PackedFrame, SourceFile, frame_from_metadata, metadata_of, shard_metadata
+from lsid_ray.data.shard import VERSION, Shard, black_offset, file_xxh128, read_metadata, write_shard
 from lsid_ray.errors import InputError
-from lsid_ray.raw.develop import read_and_render, rendering_record
 from lsid_ray.raw.frame import RawFrame, read_raw
-from lsid_ray.raw.mosaic import Packed, layout
+from lsid_ray.raw.mosaic import PackedView, layout_of
+from lsid_ray.raw.render import read_and_render, rendering_parameters
 from lsid_ray.storage import AnyPath
-
-NOT_KEPT = {"mosaic", "source", "aperture", "focal_length_mm", "taken"}  # of a RawFrame
 
 
 @dataclasses.dataclass(frozen=True)
-class Job:
-    """A raw file that must be looked at."""
+class PackTask:
+    """A raw file to check, and to pack unless its shard exists."""
 
     name: str
     """Relative to the data set's folder."""
     path: str
-    known: shards.Source | None
-    """As the index has it."""
+    indexed: SourceFile | None
+    """Its entry in the index, None if it has none."""
     shard_xxh128: str
-    """What its shard must be if the raw file is as the index has it; empty when that is not known."""
-    take_over: bool
-    """A shard that says it is of this raw file is taken."""
+    """Expected hash of its shard if the raw file is unchanged; empty if unknown."""
+    reuse_existing: bool
+    """Whether an existing shard is reused if its metadata names this raw file."""
 
 
 @dataclasses.dataclass(frozen=True)
-class Outcome:
-    """What became of a job."""
+class FileResult:
+    """The result of a `PackTask`."""
 
-    source: shards.Source | None
-    """None when the file could not be read."""
-    frame: shards.ShortFrame | None
+    source: SourceFile | None
+    """None if the file could not be read."""
+    frame: PackedFrame | None
+    """None if there is no shard."""
     reason: str
-    """Why there is no frame."""
+    """Why there is no shard."""
     decoded: bool
-    full: bool = False
-    """The destination could not be written to: no fault of the file."""
+    """Whether decoding was attempted, not avoided thanks to the index or an existing shard."""
+    write_failed: bool = False
+    """The destination is not writable; the raw file is not at fault."""
 
 
-def shard_of(name: str) -> str:
+def shard_path(name: str) -> str:
     """short/10003_00_0.04s.ARW -> short/10003_00_0.04s.parquet"""
     return os.path.splitext(name)[0] + ".parquet"
 
 
-def pack_file(job: Job, destination: str, tile: int) -> Outcome:
-    """One raw file to its shard, unless the shard is there."""
+def pack_file(task: PackTask, destination: str, tile: int) -> FileResult:
+    """Write the shard of one raw file, unless it exists."""
     try:
-        source = storage.path(job.path)
-        with storage.local(source) as here:
-            return _pack_file(job, source, here, storage.path(destination), tile)
+        source_path = storage.to_path(task.path)
+        with storage.local_copy(source_path) as local_path:
+            return _pack_local_file(task, source_path, local_path, storage.to_path(destination), tile)
     except OSError as error:
-        return Outcome(None, None, error.strerror or str(error), True)
-    except InputError as error:  # an object store's refusal
-        return Outcome(None, None, str(error).removeprefix(f"{job.path}: "), True)
+        return FileResult(None, None, error.strerror or str(error), True)
+    except InputError as error:  # the object store refused access
+        return FileResult(None, None, str(error).removeprefix(f"{task.path}: "), True)
 
 
-def _pack_file(job: Job, path: AnyPath, here: Path, destination: AnyPath, tile: int) -> Outcome:
-    """`pack_file`, with the file on this machine."""
-    shard, stat, xxh128 = shard_of(job.name), path.stat(), tiles.file_xxh128(here)
-    source = shards.Source(stat.st_size, stat.st_mtime_ns, xxh128, shard, "")
-    as_known = job.known is not None and job.known.xxh128 == xxh128
-    if as_known and job.known.reason:
-        return Outcome(_failed(source, job.known.reason), None, job.known.reason, False)
-    there = _there(job, source, job.shard_xxh128 if as_known else "", destination, tile)
-    if there is not None:
-        return Outcome(source, there, "", False)
+def _pack_local_file(task: PackTask, path: AnyPath, local_path: Path, destination: AnyPath, tile: int) -> FileResult:
+    shard, stat, xxh128 = shard_path(task.name), path.stat(), file_xxh128(local_path)
+    source = SourceFile(stat.st_size, stat.st_mtime_ns, xxh128, shard, "")
+    unchanged = task.indexed is not None and task.indexed.xxh128 == xxh128
+    if unchanged and task.indexed.reason:
+        return FileResult(_failed(source, task.indexed.reason), None, task.indexed.reason, False)
+    existing = _existing_frame(task, source, task.shard_xxh128 if unchanged else "", destination, tile)
+    if existing is not None:
+        return FileResult(source, existing, "", False)
     try:
-        frame, pixels, offset, side = _decode(here, job.name.startswith("long/"), tile)
-        now = path.stat()
+        frame, pixels, offset, tile_side = _decode(local_path, task.name.startswith("long/"), tile)
+        stat_after = path.stat()
     except InputError as error:
-        reason = str(error).removeprefix(f"{here}: ")
-        return Outcome(_failed(source, reason), None, reason, True)
-    except (OSError, MemoryError) as error:  # no fault of the file's content
-        return Outcome(None, None, getattr(error, "strerror", None) or "not enough memory to decode it", True)
-    except Exception as error:  # whatever else a damaged file leads to stops no other
+        reason = str(error).removeprefix(f"{local_path}: ")
+        return FileResult(_failed(source, reason), None, reason, True)
+    except (OSError, MemoryError) as error:  # not caused by the file's content, so not recorded as such
+        return FileResult(None, None, getattr(error, "strerror", None) or "not enough memory to decode it", True)
+    except Exception as error:  # a damaged file can raise anything, and must not stop the other files
         reason = f"cannot be decoded ({type(error).__name__}: {error})"
-        return Outcome(_failed(source, reason), None, reason, True)
-    if (now.st_size, now.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
-        return Outcome(None, None, "it changed while it was read: pack again", True)
-    known = {f.name: getattr(frame, f.name) for f in dataclasses.fields(frame) if f.name not in NOT_KEPT}
-    entry = tiles.ShardFile(shard, path.name, stat.st_size, 0, "", pixels.shape, side, offset)
-    packed = shards.ShortFrame(shard=entry, height=frame.height, width=frame.width, **known)
-    record = shards.shard_record(packed, xxh128, tile, rendering_record())
+        return FileResult(_failed(source, reason), None, reason, True)
+    if (stat_after.st_size, stat_after.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
+        return FileResult(None, None, "it changed while it was read: pack again", True)
+    entry = Shard(shard, path.name, stat.st_size, 0, "", pixels.shape, tile_side, offset)
+    metadata = PackedFrame(shard=entry, height=frame.height, width=frame.width, **metadata_of(frame))
+    record = shard_metadata(metadata, xxh128, tile, rendering_parameters())
     try:
-        size, digest = tiles.write_shard(destination / shard, pixels, side, record)
+        size, digest = write_shard(destination / shard, pixels, tile_side, record)
     except OSError as error:
-        return Outcome(None, None, error.strerror or str(error), True, full=True)
-    return Outcome(source, shards.recorded_frame(record, size, digest), "", True)
+        return FileResult(None, None, error.strerror or str(error), True, write_failed=True)
+    return FileResult(source, frame_from_metadata(record, size, digest), "", True)
 
 
-def _failed(source: shards.Source, reason: str) -> shards.Source:
+def _failed(source: SourceFile, reason: str) -> SourceFile:
     return dataclasses.replace(source, shard="", reason=reason)
 
 
-def _there(
-    job: Job, source: shards.Source, shard_xxh128: str, destination: AnyPath, tile: int
-) -> shards.ShortFrame | None:
-    """The entry of a shard that is there already and of this raw file, by what it says of itself."""
+def _existing_frame(
+    task: PackTask, source: SourceFile, shard_xxh128: str, destination: AnyPath, tile: int
+) -> PackedFrame | None:
+    """The index entry of an existing shard, if its metadata names this raw file and the same options."""
     path = destination / source.shard
-    record = tiles.read_record(path) if job.take_over else None
+    record = read_metadata(path) if task.reuse_existing else None
     if record is None:
         return None
     try:
         shard = record["frame"]["shard"]
-        said = (record["version"], record["tile"], record["source_xxh128"], shard["source"], shard["path"])
-        if said != (shards.VERSION, tile, source.xxh128, job.path.rpartition("/")[2], source.shard):
+        recorded = (record["version"], record["tile"], record["source_xxh128"], shard["source"], shard["path"])
+        if recorded != (VERSION, tile, source.xxh128, task.path.rpartition("/")[2], source.shard):
             return None
-        if job.name.startswith("long/") and record["rendering"] != rendering_record():
+        if task.name.startswith("long/") and record["rendering"] != rendering_parameters():
             return None
-        digest = tiles.file_xxh128(path)
+        digest = file_xxh128(path)
         if shard_xxh128 not in ("", digest):
             return None
-        return shards.recorded_frame(record, path.stat().st_size, digest)
-    except (OSError, KeyError, TypeError):
+        return frame_from_metadata(record, path.stat().st_size, digest)
+    except (OSError, KeyError, TypeError, ValueError):
         return None
 
 
-def _decode(path: Path, long: bool, tile: int) -> tuple[RawFrame, np.ndarray | Packed, int, int]:
-    """The frame, its pixels (C, H, W) uint16 as they are kept, what was added to them, and the side of their tiles."""
+def _decode(path: Path, long: bool, tile: int) -> tuple[RawFrame, np.ndarray | PackedView, int, int]:
+    """The frame, its pixels (C, H, W) uint16 as stored, the offset added to them, and the side of their tiles."""
     if long:
         frame, rgb = read_and_render(path)
-        return frame, rgb.transpose(2, 0, 1), 0, layout(frame.cfa).block * tile
+        return frame, rgb.transpose(2, 0, 1), 0, layout_of(frame.cfa).block * tile
     frame = read_raw(path)
-    offset = tiles.offset_of(frame.black)
-    return frame, Packed(frame.mosaic, frame.cfa, offset), offset, tile
+    offset = black_offset(frame.black)
+    return frame, PackedView(frame.mosaic, frame.cfa, offset), offset, tile

@@ -1,4 +1,4 @@
-"""A contact sheet of a data set: each short, amplified, beside its long, to see levels, colours and pairing."""
+"""A contact sheet of a data set: each amplified short exposure next to its long one, to check levels and pairing."""
 
 import os
 from collections.abc import Callable
@@ -10,25 +10,25 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lsid_ray import storage
-from lsid_ray.data.catalog import Pair, read_catalog
-from lsid_ray.data.shards import PackedPair, Shards, open_shards, read_index
+from lsid_ray.data.catalog import RawPair, read_catalog
+from lsid_ray.data.index import Pair, Shards, open_shards, read_index
 from lsid_ray.errors import InputError
-from lsid_ray.raw.develop import plain_rendering, read_and_render, upright
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import amplification_ratio, black_mosaic
+from lsid_ray.raw.render import plain_rendering, read_and_render, upright
 from lsid_ray.storage import AnyPath
 
-WIDTH, HEIGHT, TEXT = 420, 300, 58  # of a picture and of the lines below a pair, in pixels
-GAP = 12
-PAIRS_A_ROW = 2
+IMAGE_WIDTH, IMAGE_HEIGHT = 420, 300  # pixels, at most
+CAPTION_HEIGHT = 58  # pixels
+GAP = 12  # pixels between cells
+PAIRS_PER_ROW = 2
 THREADS = 4  # a 61-megapixel pair takes about 2 GB while it is rendered
-GROUND, INK, WARNING = "#16181b", "#e8eaec", "#ff9d5c"
+BACKGROUND, TEXT_COLOR, ERROR_COLOR = "#16181b", "#e8eaec", "#ff9d5c"
 
 
 @dataclass(frozen=True)
 class _Exposures:
-    frame: RawFrame
-    """The short."""
+    short: RawFrame
     ratio: float
     long: np.ndarray
     """(H, W, 3) uint16, in sensor orientation."""
@@ -37,65 +37,67 @@ class _Exposures:
 def contact_sheet(
     path: AnyPath, out: AnyPath, count: int, progress: Callable[[int, int], None] = lambda done, total: None
 ) -> tuple[str, ...]:
-    """Write a picture of `count` pairs of a data set: a folder of raw files (short/, long/), or of shards.
+    """Write an image of `count` pairs of a data set: a folder of raw files (short/, long/), or of shards.
 
-    One pair of each scene before a second of any, every split among them. Returns what could not be shown, each
-    with its reason; their places say so too. Raises InputError when `path` is neither, or nothing can be shown.
+    Covers every split, and every scene before showing a second pair of any. Returns the pairs that could not be
+    shown, each with its reason, which is also drawn in its place. Raises InputError if `path` is neither kind of
+    folder, or nothing can be shown.
     """
-    kind = Image.registered_extensions().get(out.suffix.lower())
-    if kind not in Image.SAVE:
-        raise InputError(f"--out {out}: expected a picture's name, such as preview.png")
+    file_format = Image.registered_extensions().get(out.suffix.lower())
+    if file_format not in Image.SAVE:
+        raise InputError(f"--out {out}: expected the name of an image file, such as preview.png")
     if (path / "index.json").exists():
         splits = sorted({pair.split for pair in read_index(path).pairs})
         shards = open_shards(path, splits)
-        pairs: list[Pair | PackedPair] = list(shards.pairs)
-        read = partial(_from_shards, shards)
+        pairs: list[RawPair | Pair] = list(shards.pairs)
+        read = partial(_read_shards, shards)
     else:
         catalog = read_catalog(path)
         pairs = [*catalog.pairs, *catalog.excluded]
-        read = _from_files
-    chosen = _chosen(pairs, count)
+        read = _read_raw_files
+    selection = _select_pairs(pairs, count)
     cells, failures = [], []
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        for pair, cell in zip(chosen, pool.map(partial(_cell, read), chosen), strict=True):
+        for pair, cell in zip(selection, pool.map(partial(_draw_cell, read), selection), strict=True):
             if isinstance(cell, str):
                 failures.append(f"{pair.name}: {cell}")
-                cell = _failed(pair, cell)
+                cell = _error_cell(pair, cell)
             cells.append(cell)
-            progress(len(cells), len(chosen))
+            progress(len(cells), len(selection))
     if len(failures) == len(cells):
         raise InputError(f"{path}: no pair can be shown; {failures[0]}")
-    columns = min(PAIRS_A_ROW, len(cells))
+    columns = min(PAIRS_PER_ROW, len(cells))
     rows = -(-len(cells) // columns)
     width, height = cells[0].size
-    sheet = Image.new("RGB", (GAP + columns * (width + GAP), GAP + rows * (height + GAP)), GROUND)
+    sheet = Image.new("RGB", (GAP + columns * (width + GAP), GAP + rows * (height + GAP)), BACKGROUND)
     for number, cell in enumerate(cells):
         row, column = divmod(number, columns)
         sheet.paste(cell, (GAP + column * (width + GAP), GAP + row * (height + GAP)))
     out.parent.mkdir(parents=True, exist_ok=True)
-    with storage.writing(out) as file:
-        sheet.save(file, format=kind)
+    with storage.atomic_write(out) as file:
+        sheet.save(file, format=file_format)
     return tuple(failures)
 
 
-def _chosen(pairs: list[Pair | PackedPair], count: int) -> list[Pair | PackedPair]:
-    """Pairs of all splits and scenes in turn, of each scene another of its ratios, in the order of their names."""
-    turns, seen = [], {}
+def _select_pairs(pairs: list[RawPair | Pair], count: int) -> list[RawPair | Pair]:
+    """Round-robin over splits and scenes, starting each scene at another of its pairs to vary the ratio; by name."""
+    by_split: dict[str, dict[str, list[RawPair | Pair]]] = {}
     for pair in pairs:
-        seen.setdefault(pair.split, {}).setdefault(pair.scene, []).append(pair)
-    for scenes in seen.values():
-        for place, its in enumerate(scenes.values()):
-            turns += [((turn - place) % len(its), place, pair) for turn, pair in enumerate(its)]
-    turns.sort(key=lambda entry: entry[:2])
-    return sorted((pair for _, _, pair in turns[:count]), key=lambda pair: pair.name)
+        by_split.setdefault(pair.split, {}).setdefault(pair.scene, []).append(pair)
+    ranked = []
+    for scenes in by_split.values():
+        for scene, of_scene in enumerate(scenes.values()):
+            ranked += [((turn - scene) % len(of_scene), scene, pair) for turn, pair in enumerate(of_scene)]
+    ranked.sort(key=lambda entry: entry[:2])
+    return sorted((pair for _, _, pair in ranked[:count]), key=lambda pair: pair.name)
 
 
-def _from_shards(shards: Shards, pair: PackedPair) -> _Exposures:
+def _read_shards(shards: Shards, pair: Pair) -> _Exposures:
     return _Exposures(pair.short.raw_frame(shards.planes(pair)), pair.ratio, shards.target(pair).transpose(1, 2, 0))
 
 
-def _from_files(pair: Pair) -> _Exposures:
-    with storage.local(pair.short) as short_file, storage.local(pair.long) as long_file:
+def _read_raw_files(pair: RawPair) -> _Exposures:
+    with storage.local_copy(pair.short) as short_file, storage.local_copy(pair.long) as long_file:
         short = read_raw(short_file)
         long, rendering = read_and_render(long_file)
     if short.exposure_s is None or long.exposure_s is None:
@@ -103,40 +105,42 @@ def _from_files(pair: Pair) -> _Exposures:
     return _Exposures(short, amplification_ratio(long.exposure_s, short.exposure_s), rendering)
 
 
-def _cell(read: Callable[[Pair | PackedPair], _Exposures], pair: Pair | PackedPair) -> Image.Image | str:
+def _draw_cell(read: Callable[[RawPair | Pair], _Exposures], pair: RawPair | Pair) -> Image.Image | str:
+    """Both images of a pair and a caption, or why they cannot be read."""
     try:
         exposures = read(pair)
     except (InputError, OSError) as error:
         return str(error)
-    frame = exposures.frame
-    plain = plain_rendering(frame, exposures.ratio)
-    cell, draw = _empty()
-    for column, image in enumerate((plain, exposures.long)):
-        picture = Image.fromarray((upright(image, frame.orientation) >> 8).astype(np.uint8))
-        picture.thumbnail((WIDTH, HEIGHT), reducing_gap=2)
-        cell.paste(picture, (column * WIDTH + (WIDTH - picture.width) // 2, (HEIGHT - picture.height) // 2))
-    signal = float((frame.mosaic - black_mosaic(frame.black, *frame.mosaic.shape)).mean())
-    iso = "no ISO" if frame.iso is None else f"ISO {frame.iso:g}"
-    black = sorted(set(frame.black))
-    levels = f"black {black[0]:g}" + (f" to {black[-1]:g}" if len(black) > 1 else "") + f", white {frame.white:g}"
-    cfa = frame.cfa if len(frame.cfa) == 4 else "X-Trans"
+    short = exposures.short
+    amplified = plain_rendering(short, exposures.ratio)
+    cell, draw = _empty_cell()
+    for column, rgb in enumerate((amplified, exposures.long)):
+        image = Image.fromarray((upright(rgb, short.orientation) >> 8).astype(np.uint8))
+        image.thumbnail((IMAGE_WIDTH, IMAGE_HEIGHT), reducing_gap=2)
+        x = column * IMAGE_WIDTH + (IMAGE_WIDTH - image.width) // 2
+        cell.paste(image, (x, (IMAGE_HEIGHT - image.height) // 2))
+    signal = float((short.mosaic - black_mosaic(short.black, *short.mosaic.shape)).mean())
+    iso = "no ISO" if short.iso is None else f"ISO {short.iso:g}"
+    black = sorted(set(short.black))
+    levels = f"black {black[0]:g}" + (f" to {black[-1]:g}" if len(black) > 1 else "") + f", white {short.white:g}"
+    cfa = short.cfa if len(short.cfa) == 4 else "X-Trans"
     lines = [
-        f"{pair.name}   {pair.split}   x{exposures.ratio:.4g}   {iso}   {frame.camera}",
+        f"{pair.name}   {pair.split}   x{exposures.ratio:.4g}   {iso}   {short.camera}",
         f"{cfa}, {levels}; {signal:.1f} DN above black on average",
-        f"mean of the pictures: {plain.mean() / 65535:.3f} amplified, {exposures.long.mean() / 65535:.3f} long",
+        f"mean of the images: {amplified.mean() / 65535:.3f} amplified, {exposures.long.mean() / 65535:.3f} long",
     ]
     for number, line in enumerate(lines):
-        draw.text((2, HEIGHT + 3 + 18 * number), line, INK, ImageFont.load_default(13))
+        draw.text((2, IMAGE_HEIGHT + 3 + 18 * number), line, TEXT_COLOR, ImageFont.load_default(13))
     return cell
 
 
-def _empty() -> tuple[Image.Image, ImageDraw.ImageDraw]:
-    cell = Image.new("RGB", (2 * WIDTH, HEIGHT + TEXT), GROUND)
+def _empty_cell() -> tuple[Image.Image, ImageDraw.ImageDraw]:
+    cell = Image.new("RGB", (2 * IMAGE_WIDTH, IMAGE_HEIGHT + CAPTION_HEIGHT), BACKGROUND)
     return cell, ImageDraw.Draw(cell)
 
 
-def _failed(pair: Pair | PackedPair, reason: str) -> Image.Image:
-    cell, draw = _empty()
-    words = [reason[start : start + 110] for start in range(0, len(reason), 110)]
-    draw.multiline_text((8, 8), "\n".join([pair.name, *words]), WARNING, ImageFont.load_default(14))
+def _error_cell(pair: RawPair | Pair, reason: str) -> Image.Image:
+    cell, draw = _empty_cell()
+    lines = [reason[start : start + 110] for start in range(0, len(reason), 110)]
+    draw.multiline_text((8, 8), "\n".join([pair.name, *lines]), ERROR_COLOR, ImageFont.load_default(14))
     return cell

@@ -6,21 +6,23 @@ from functools import cached_property
 
 import numpy as np
 
-from lsid_ray import config
-from lsid_ray.data.shards import PackedPair
+from lsid_ray.config.schema import TrainingConfig
+from lsid_ray.data.index import Pair
 from lsid_ray.errors import InputError
-from lsid_ray.raw.mosaic import Layout, layout
+from lsid_ray.raw.mosaic import Layout, layout_of
 
 
 @dataclass(frozen=True)
-class Sample:
-    """One crop of one pair, in packed pixels of the short, from where the CFA's repeat begins.
+class Crop:
+    """One sample: a window of a pair, in packed pixels of the short exposure, and its flips.
 
-    A repeat more than the crop is read on each side, so that flips can keep the phase of the CFA.
+    The window is one repeat of the CFA larger than the training crop, so that flips can keep the phase of the CFA.
     """
 
     pair: int
+    """Index into the pairs of the schedule."""
     y: int
+    """First row of the window; like x, at the beginning of a repeat of the CFA."""
     x: int
     flip_rows: bool
     flip_columns: bool
@@ -29,79 +31,79 @@ class Sample:
 
 @dataclass(frozen=True)
 class Schedule:
-    """All samples of a run, numbered from 0: epoch by epoch, each a permutation of its draws."""
+    """All samples of a run, numbered from 0; each epoch is a permutation of the samples drawn for it."""
 
-    pairs: tuple[PackedPair, ...]
-    training: config.Training
+    pairs: tuple[Pair, ...]
+    training: TrainingConfig
 
     def __post_init__(self) -> None:
-        first = self.pairs[0]
+        first, side = self.pairs[0], self.window_side
         for pair in self.pairs:
-            if layout(pair.short.cfa) != self.layout:
+            if layout_of(pair.short.cfa) != self.layout:
                 raise InputError(
-                    f"{pair.name} is {layout(pair.short.cfa).kind} and {first.name} is {self.layout.kind}: "
-                    "expected one kind of sensor in a run"
+                    f"{pair.name} is {layout_of(pair.short.cfa).kind} and {first.name} is {self.layout.kind}: "
+                    "expected the same kind of sensor for all pairs"
                 )
-            if not all(_origins(pair, self.side)):
+            if not all(_window_origins(pair, side)):
                 height, width = pair.short.shard.shape[1:]
-                (above, below), (before, after) = _added(pair)
+                (top, bottom), (left, right) = _margins(pair)
                 raise InputError(
                     f"--training.crop is {self.training.crop}: {pair.name} packs to {height}x{width}, "
-                    f"expected at least {above + self.side + below}x{before + self.side + after}"
+                    f"expected at least {top + side + bottom}x{left + side + right}"
                 )
 
     @property
     def layout(self) -> Layout:
-        """How the pairs' mosaics are packed."""
-        return layout(self.pairs[0].short.cfa)
+        """The mosaic layout that all pairs share."""
+        return layout_of(self.pairs[0].short.cfa)
 
     @property
-    def side(self) -> int:
-        """Of what is read for a sample, in packed pixels."""
+    def window_side(self) -> int:
+        """Side of the window read for each sample, in packed pixels: the crop and one repeat of the CFA."""
         return self.training.crop + self.layout.repeat
 
     @cached_property
-    def _draws(self) -> list[list[int]]:
-        """For each sample of an epoch the pairs that it is drawn from."""
+    def _candidates(self) -> list[list[int]]:
+        """For each sample of an epoch, the pairs from which one is drawn."""
         if self.training.epoch_draw == "pairs":
-            draws = [[i] for i in range(len(self.pairs))]
+            candidates = [[i] for i in range(len(self.pairs))]
         else:
             scenes: dict[str, list[int]] = {}
             for i, pair in enumerate(self.pairs):
                 scenes.setdefault(pair.scene, [])
                 if pair.frame == 0:
                     scenes[pair.scene].append(i)
-            draws = [first or [i for i, p in enumerate(self.pairs) if p.scene == s] for s, first in scenes.items()]
-        return draws * self.training.crops_per_pair
+            candidates = [first or [i for i, p in enumerate(self.pairs) if p.scene == s] for s, first in scenes.items()]
+        return candidates * self.training.crops_per_pair
 
     @property
     def steps_per_epoch(self) -> int:
-        """Steps of batch_size; the last is filled up from the start of the epoch's permutation."""
-        return -(-len(self._draws) // self.training.batch_size)
+        """Steps of one epoch; the last batch is filled up from the start of the epoch's permutation."""
+        return -(-len(self._candidates) // self.training.batch_size)
 
     @property
     def total_steps(self) -> int:
-        """Steps of the whole run."""
+        """Steps of the run: all epochs."""
         return self.steps_per_epoch * self.training.epochs
 
     def order(self, epoch: int) -> np.ndarray:
-        """Pair of each of the epoch's samples: (steps_per_epoch * batch_size,) int64."""
+        """Index of the pair of each sample of one epoch: (steps_per_epoch * batch_size,) int64."""
         random = np.random.default_rng([self.training.seed, 0, epoch])
-        drawn = np.array([draw[random.integers(len(draw))] for draw in self._draws])
+        drawn = np.array([pairs[random.integers(len(pairs))] for pairs in self._candidates])
         return np.resize(random.permutation(drawn), self.steps_per_epoch * self.training.batch_size)
 
-    def samples(self, numbers: Iterable[int]) -> list[Sample]:
-        """Samples of the run by their numbers, from 0."""
-        length = self.steps_per_epoch * self.training.batch_size
-        places = [divmod(int(number), length) for number in numbers]
-        orders = {epoch: self.order(epoch) for epoch in {epoch for epoch, _ in places}}
-        return [self._sample(epoch * length + place, orders[epoch][place]) for epoch, place in places]
+    def samples(self, numbers: Iterable[int]) -> list[Crop]:
+        """The crops with these sample numbers, counted from 0 over the run."""
+        samples_per_epoch = self.steps_per_epoch * self.training.batch_size
+        positions = [divmod(int(number), samples_per_epoch) for number in numbers]
+        orders = {epoch: self.order(epoch) for epoch in {epoch for epoch, _ in positions}}
+        return [self._crop(epoch * samples_per_epoch + i, orders[epoch][i]) for epoch, i in positions]
 
-    def _sample(self, number: int, pair: int) -> Sample:
+    def _crop(self, number: int, pair: int) -> Crop:
         random = np.random.default_rng([self.training.seed, 1, number])
-        rows, columns = _origins(self.pairs[pair], self.side)
+        rows, columns = _window_origins(self.pairs[pair], self.window_side)
         flip = self.training.flip_probability
-        return Sample(
+        return Crop(
             pair=int(pair),
             y=rows[random.integers(len(rows))],
             x=columns[random.integers(len(columns))],
@@ -111,17 +113,17 @@ class Schedule:
         )
 
 
-def _origins(pair: PackedPair, side: int) -> tuple[range, range]:
-    """Rows and columns where windows of `side` packed pixels may begin that hold no sensel added by packing."""
+def _window_origins(pair: Pair, side: int) -> tuple[range, range]:
+    """First rows and columns of all windows of `side` packed pixels that contain no padding."""
     _, height, width = pair.short.shard.shape
-    (above, below), (before, after) = _added(pair)
-    step = layout(pair.short.cfa).repeat
-    return range(above, height - below - side + 1, step), range(before, width - after - side + 1, step)
+    (top, bottom), (left, right) = _margins(pair)
+    step = layout_of(pair.short.cfa).repeat
+    return range(top, height - bottom - side + 1, step), range(left, width - right - side + 1, step)
 
 
-def _added(pair: PackedPair) -> tuple[tuple[int, int], tuple[int, int]]:
-    """Packed pixels at each side that hold sensels added by packing; in front whole repeats of the CFA."""
-    found = layout(pair.short.cfa)
+def _margins(pair: Pair) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Packed pixels with padding at each edge: (top, bottom), (left, right); top and left in whole CFA repeats."""
+    layout = layout_of(pair.short.cfa)
     top, bottom, left, right = pair.short.padding
-    above, before = (-(-added // found.period) * found.repeat for added in (top, left))
-    return (above, bool(bottom)), (before, bool(right))
+    top, left = (-(-sensels // layout.period) * layout.repeat for sensels in (top, left))
+    return (top, bool(bottom)), (left, bool(right))

@@ -1,8 +1,9 @@
-"""The schedule as a Ray Data dataset: rows of samples go in, crops as bytes of pixels come out."""
+"""The schedule as a Ray Data dataset: sample numbers go in, crops come out."""
 
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import fields
 from typing import Any
 
 import numpy as np
@@ -11,140 +12,142 @@ from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionReso
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from lsid_ray import storage
-from lsid_ray.cluster import READER_CPUS
-from lsid_ray.data.schedule import Sample, Schedule
-from lsid_ray.data.shards import Shards
+from lsid_ray.cluster import CPUS_PER_READER
+from lsid_ray.data.batch import Batch
+from lsid_ray.data.index import Shards
+from lsid_ray.data.schedule import Crop, Schedule
+from lsid_ray.object_store import RemotePath
 from lsid_ray.raw.color import srgb_from_camera
-from lsid_ray.storage import Remote
 
 BLOCK_BYTES = 32 << 20  # blocks of 134 MB stream 2.5 times slower than blocks of 64 MB (2 cores, ray 2.60)
-STEPS_A_BLOCK = 16  # at most: Ray spends milliseconds on a block, however small
-READ_AHEAD_STEPS = 2 * STEPS_A_BLOCK
-READ_AHEAD_LEAST_BYTES = 64 << 20
-NUMBERING_CPUS = 0.01  # `ray.data.range` would hold a whole one
-LEAST_SHARE = 1e-4  # that Ray can take of a resource
-THREADS_AWAY = 16  # of a reader of shards in an object store
-NUMBERS_AT_ONCE = 1 << 16
-TURN_S = 0.02  # of Ray's scheduling loop, at least; each turn takes in all blocks that are ready
+MAX_STEPS_PER_BLOCK = 16  # more than one, because Ray spends milliseconds on each block, however small
+READ_AHEAD_STEPS = 2 * MAX_STEPS_PER_BLOCK
+MIN_READ_AHEAD_BYTES = 64 << 20
+SCHEDULE_CPUS = 0.01  # `ray.data.range` would reserve a full CPU
+MIN_RESOURCE = 1e-4  # smallest amount of a resource that a Ray actor can request
+REMOTE_READ_THREADS = 16  # per reader, for shards in an object store
+MAX_NUMBERS_PER_BATCH = 1 << 16
+COLUMNS = tuple(field.name for field in fields(Batch))
+SCHEDULING_PAUSE_S = 0.02  # per iteration of Ray's scheduling loop, which handles all blocks that are ready
 
 
 def training_stream(
     shards: Shards, schedule: Schedule, start_step: int, num_workers: int, readers: int = 1, readers_on: str = ""
 ) -> Dataset:
-    """All remaining steps of a run as one dataset, so that no epoch waits for the next one's plan.
+    """All remaining steps of a run as one dataset, so that there is no pause between epochs.
 
-    Every block holds one worker's parts of some steps, or a part of them, and Ray, told to preserve the order, hands
-    blocks out in turn: so the samples of a step are the same for any number of workers. `check_order` holds it to
-    that. The last steps may be followed by repetitions of the last one, which fill its block. readers, readers_on: as
-    `config.Cluster` has them.
+    Each block holds the local batches of one worker for some steps, or a fraction of one local batch. Ray preserves
+    the order of blocks and assigns them to the workers round-robin, so the samples of a step are the same for any
+    number of workers; `check_order` verifies this. The last step may be repeated to fill its block.
 
-    Columns, for a crop of s packed pixels (C, k and r as in `model.inputs.Batch`): number () int64, name,
-    short (C, s+r, s+r) uint16, long (3, k(s+r), k(s+r)) uint16, black (C, r, r) float32 DN, white () float32 DN,
-    white_balance (3,) float32, colors (3, 3) float32, ratio () float32, flips (3,) bool: rows, columns, transpose.
+    readers, readers_on: as in `ClusterConfig`. Columns: the fields of `data.batch.Batch`, one row per sample.
     """
-    part = schedule.training.batch_size // num_workers
-    rows, steps = _block(part, _sample_bytes(schedule))
+    local_batch_size = schedule.training.batch_size // num_workers
+    rows, steps = _block_size(local_batch_size, _sample_bytes(schedule))
     numbers = ray.data.from_items([{"start": start_step, "stop": schedule.total_steps}])
-    numbers = numbers.map_batches(_number, fn_args=(part, num_workers, steps), num_cpus=NUMBERING_CPUS)
+    numbers = numbers.map_batches(
+        _sample_numbers, fn_args=(local_batch_size, num_workers, steps), num_cpus=SCHEDULE_CPUS
+    )
     stream = numbers.repartition(target_num_rows_per_block=rows).map_batches(
-        _Reader,
+        _CropReader,
         fn_constructor_args=(shards, schedule),
         batch_size=rows,
-        # Readers that stay: Ray ends idle tasks' processes beyond the number of CPUs, and idle actors of a pool that
-        # may shrink; starting one again costs seconds of a core.
+        # A pool of fixed size: Ray stops idle task workers beyond the number of CPUs, and idle actors of an
+        # autoscaling pool, and starting one again costs seconds of CPU time.
         compute=ActorPoolStrategy(size=readers),
-        num_cpus=READER_CPUS,
-        resources={readers_on: LEAST_SHARE} if readers_on else {},
+        num_cpus=CPUS_PER_READER,
+        resources={readers_on: MIN_RESOURCE} if readers_on else {},
     )
-    stream.context.custom_execution_callback_classes = [_Paced]
+    stream.context.custom_execution_callback_classes = [_SchedulingPause]
     return stream
 
 
-class _Paced(ExecutionCallback):
-    """Lets Ray's scheduling loop rest: while a block waits for room, it would turn at once and take a core."""
+class _SchedulingPause(ExecutionCallback):
+    """Slows Ray's scheduling loop: under backpressure it would otherwise spin and occupy a core."""
 
     def on_execution_step(self, executor: Any) -> None:
-        time.sleep(TURN_S)
+        time.sleep(SCHEDULING_PAUSE_S)
 
 
 def execution_options(schedule: Schedule) -> ExecutionOptions:
-    """How a training stream is to be run: in order, and only so far ahead that training does not wait.
+    """Execution options of a training stream: preserve the order, and limit the prefetching.
 
-    Without a limit Ray reads ahead until the object store is full, at the cost of the cores that train.
+    Without a limit Ray reads ahead until the object store is full, and takes CPU time from training.
     """
-    ahead = READ_AHEAD_STEPS * schedule.training.batch_size * _sample_bytes(schedule)
-    memory = ExecutionResources(object_store_memory=max(ahead, READ_AHEAD_LEAST_BYTES))
+    read_ahead_bytes = READ_AHEAD_STEPS * schedule.training.batch_size * _sample_bytes(schedule)
+    memory = ExecutionResources(object_store_memory=max(read_ahead_bytes, MIN_READ_AHEAD_BYTES))
     return ExecutionOptions(preserve_order=True, resource_limits=memory)
 
 
 def _sample_bytes(schedule: Schedule) -> int:
     layout = schedule.layout
-    return 2 * schedule.side**2 * (len(layout.colors) + 3 * layout.block**2)
+    return 2 * schedule.window_side**2 * (len(layout.colors) + 3 * layout.block**2)
 
 
-def _block(part: int, sample_bytes: int) -> tuple[int, int]:
-    """Rows of a block of about BLOCK_BYTES at most, and the steps it holds.
+def _block_size(local_batch_size: int, sample_bytes: int) -> tuple[int, int]:
+    """Rows per block, and the steps that they span, for blocks of at most BLOCK_BYTES (or one row).
 
-    A worker's `part` of each of up to STEPS_A_BLOCK steps, or where one such part is larger a fraction of it.
+    A block holds the local batches of up to MAX_STEPS_PER_BLOCK steps; if one local batch is too large for a block, a
+    fraction of it.
     """
-    steps = min(BLOCK_BYTES // (part * sample_bytes), STEPS_A_BLOCK)
+    steps = min(BLOCK_BYTES // (local_batch_size * sample_bytes), MAX_STEPS_PER_BLOCK)
     if steps:
-        return part * steps, steps
-    fractions = [n for n in range(1, part + 1) if part % n == 0]
-    return max([n for n in fractions if n * sample_bytes <= BLOCK_BYTES], default=1), 1
+        return local_batch_size * steps, steps
+    divisors = [n for n in range(1, local_batch_size + 1) if local_batch_size % n == 0]
+    return max([n for n in divisors if n * sample_bytes <= BLOCK_BYTES], default=1), 1
 
 
-def _number(batch: dict[str, np.ndarray], part: int, num_workers: int, steps: int) -> Iterator[dict[str, np.ndarray]]:
-    """Numbers of the samples, `steps` steps of each worker before those of the next."""
+def _sample_numbers(
+    batch: dict[str, np.ndarray], local_batch_size: int, num_workers: int, steps: int
+) -> Iterator[dict[str, np.ndarray]]:
+    """Yield the sample numbers of the run: for each group of `steps` steps, worker by worker."""
     start, stop = int(batch["start"][0]), int(batch["stop"][0])
-    rows = np.arange(part * num_workers).reshape(num_workers, 1, part)
-    at_once = max(NUMBERS_AT_ONCE // (rows.size * steps), 1) * steps
-    for first in range(start, stop, at_once):
-        last = min(first + at_once, stop)
+    in_batch = np.arange(local_batch_size * num_workers).reshape(num_workers, 1, local_batch_size)
+    chunk = max(MAX_NUMBERS_PER_BATCH // (in_batch.size * steps), 1) * steps
+    for first in range(start, stop, chunk):
+        last = min(first + chunk, stop)
         step = np.arange(first, last + (first - last) % steps).clip(max=stop - 1)
-        yield {"number": (step.reshape(-1, 1, steps, 1) * rows.size + rows).ravel()}
+        yield {"sample": (step.reshape(-1, 1, steps, 1) * in_batch.size + in_batch).ravel()}
 
 
-class _Reader:
-    """Reads the samples of given numbers."""
+class _CropReader:
+    """Ray Data UDF: sample numbers to crops."""
 
     def __init__(self, shards: Shards, schedule: Schedule):
         self.shards, self.schedule = shards, schedule
-        away = isinstance(storage.path(shards.folder), Remote)  # where one waits, and for many at once no longer
-        self.map = ThreadPoolExecutor(THREADS_AWAY).map if away else map
+        is_remote = isinstance(storage.to_path(shards.folder), RemotePath)  # then threads hide the latency of reads
+        self.map = ThreadPoolExecutor(REMOTE_READ_THREADS).map if is_remote else map
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        rows = list(self.map(self._row, batch["number"], self.schedule.samples(batch["number"])))
+        rows = list(self.map(self._row, batch["sample"], self.schedule.samples(batch["sample"])))
         return {name: np.stack(column) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)}
 
-    def _row(self, number: np.int64, sample: Sample) -> tuple[Any, ...]:
-        """The columns of one sample."""
-        side, block = self.schedule.side, self.schedule.layout.block
-        pair = self.shards.pairs[sample.pair]
+    def _row(self, number: np.int64, crop: Crop) -> tuple[Any, ...]:
+        """The values of one sample, in the order of COLUMNS."""
+        side, block = self.schedule.window_side, self.schedule.layout.block
+        pair = self.shards.pairs[crop.pair]
         top, _, left, _ = pair.short.padding
-        y, x = block * sample.y - top, block * sample.x - left
+        y, x = block * crop.y - top, block * crop.x - left
         return (
             number,
             pair.name,
-            self.shards.short_window(pair, sample.y, sample.x, side, side),
+            self.shards.short_window(pair, crop.y, crop.x, side, side),
             self.shards.long_window(pair, y, x, block * side, block * side),
             pair.short.plane_black,
             np.float32(pair.short.white),
             np.asarray(pair.short.white_balance, np.float32),
             srgb_from_camera(pair.short.color_matrix).astype(np.float32),
             np.float32(pair.ratio),
-            np.array([sample.flip_rows, sample.flip_columns, sample.transpose]),
+            np.array([crop.flip_rows, crop.flip_columns, crop.transpose]),
         )
 
 
-COLUMNS = ("number", "name", "short", "long", "black", "white", "white_balance", "colors", "ratio", "flips")
-
-
 def check_order(numbers: np.ndarray, step: int, batch_size: int, num_workers: int) -> None:
-    """Raise RuntimeError unless these sample numbers are one worker's whole part of a step."""
+    """Raise RuntimeError unless these sample numbers are one worker's complete local batch of this step."""
     expected = batch_size // num_workers
     low, high = step * batch_size, (step + 1) * batch_size
     if len(numbers) != expected or len(set(numbers)) != expected or min(numbers) < low or max(numbers) >= high:
         raise RuntimeError(
-            f"step {step} got samples {sorted(map(int, numbers))}, not {expected} of {low} to {high - 1}"
+            f"step {step} got samples {sorted(map(int, numbers))}: expected {expected} distinct ones "
+            f"from {low} to {high - 1}"
         )

@@ -1,76 +1,75 @@
-"""Are the shards what their index says? What is broken is packed again."""
+"""Verify shards against their index, and repair what is broken by packing it again."""
 
 import dataclasses
 from collections.abc import Iterable
 from typing import Any
 
 from lsid_ray import storage
-from lsid_ray.data import shards
-from lsid_ray.data.pack import Progress, bring_up_to_date
-from lsid_ray.data.tasks import over_ray
-from lsid_ray.data.tiles import ShardFile, check_shard
+from lsid_ray.data.index import read_index, unlisted_files
+from lsid_ray.data.pack import Progress, update_shards
+from lsid_ray.data.parallel import parallel_map
+from lsid_ray.data.shard import Shard, check_shard
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 
 
 @dataclasses.dataclass(frozen=True)
 class RepairResult:
-    """What was broken, and what became of it."""
+    """What was broken before a repair, and what still is."""
 
     broken: tuple[tuple[str, str], ...]
-    """Shards, and files that are none, each with the reason."""
-    left: tuple[tuple[str, str], ...]
-    """What is broken still, and raw files that could not be packed again, each with the reason."""
+    """Broken shards and unexpected files, each with the reason."""
+    remaining: tuple[tuple[str, str], ...]
+    """What is still broken, and raw files that could not be packed again, each with the reason."""
 
 
-def verify_folder(
+def verify_shards(
     folder: str | AnyPath,
     progress: Progress = lambda done, total: None,
     only: Iterable[str] | None = None,
 ) -> list[tuple[str, str]]:
-    """What is broken in a folder of shards, each path with the reason, sorted; empty when it is whole.
+    """Broken and unexpected files in a folder of shards, each path with the reason, sorted; empty if it is intact.
 
-    Every byte of every shard is read (of those in `only`, when given), over the Ray cluster, and what the index
-    does not name is told too. Raises: InputError as `read_index`.
+    Reads every byte of every shard, or of those in `only`, on the Ray cluster. Raises: InputError as `read_index`.
     """
-    folder = storage.path(folder).absolute()
-    index = shards.read_index(folder)
+    folder = storage.to_path(folder).absolute()
+    index = read_index(folder)
     paths = sorted(index.frames if only is None else set(only) & set(index.frames))
-    jobs = [(index.frames[path].shard, index.record(path)) for path in paths]
-    broken = [(path, "a stray: the index does not name it") for path in shards.strays(folder, index)]
-    progress(0, len(jobs))
-    for done, ((shard, _), reason) in enumerate(over_ray(_check, jobs, str(folder)), start=1):
+    checks = [(index.frames[path].shard, index.shard_metadata(path)) for path in paths]
+    broken = [(path, "unexpected file: not in the index") for path in unlisted_files(folder, index)]
+    progress(0, len(checks))
+    for done, ((shard, _), reason) in enumerate(parallel_map(_check, checks, str(folder)), start=1):
         if reason != "":
             broken.append((shard.path, reason or "the process that read it died"))
-        progress(done, len(jobs))
+        progress(done, len(checks))
     return sorted(broken)
 
 
-def repair_folder(
+def repair_shards(
     root: str | AnyPath, destination: str | AnyPath, progress: Progress = lambda done, total: None
 ) -> RepairResult:
-    """Pack the broken shards of `destination` again, as they were, and remove stray ones.
+    """Pack the broken shards of `destination` again, as they were, and delete shards that the index does not list.
 
-    As with `pack_folder`, what is new or changed in `root` is packed too. Raises: InputError as `pack_folder` and
-    `verify_folder`, and when `root` lacks any of the raw files.
+    Also packs new and changed files in `root`, like `pack_dataset`. Raises: InputError as `pack_dataset` and
+    `verify_shards`, and if `root` lacks any of the raw files.
     """
-    root, destination = storage.path(root).absolute(), storage.path(destination).absolute()
-    index = shards.read_index(destination)
-    there = {f"{kind}/{name}" for kind in ("short", "long") for name in storage.files_below(root / kind)}
-    gone = sorted(index.sources.keys() - there)
-    if gone:
+    root, destination = storage.to_path(root).absolute(), storage.to_path(destination).absolute()
+    index = read_index(destination)
+    raw_files = {f"{kind}/{name}" for kind in ("short", "long") for name in storage.list_files(root / kind)}
+    missing = sorted(index.sources.keys() - raw_files)
+    if missing:
         raise InputError(
-            f"{root} lacks {len(gone)} of the raw files that {destination} was packed from, {gone[0]} first: "
-            "expected all of them (pack removes the shards of files that are gone)"
+            f"{root} lacks {len(missing)} of the raw files that {destination} was packed from, such as {missing[0]}: "
+            "expected all of them (jobs/pack.py pack removes the shards of deleted files)"
         )
-    broken = tuple(verify_folder(destination))
+    broken = tuple(verify_shards(destination))
     if not broken:
         return RepairResult((), ())
-    names = frozenset(name for name, _ in broken)
-    result = bring_up_to_date(root, destination, index.tile, progress, names)
+    paths = frozenset(path for path, _ in broken)
+    result = update_shards(root, destination, index.tile, progress, paths)
     failures = [failure for failure in result.failures if failure not in index.failed]
-    return RepairResult(broken, (*failures, *verify_folder(destination, only=names)))
+    return RepairResult(broken, (*failures, *verify_shards(destination, only=paths)))
 
 
-def _check(job: tuple[ShardFile, dict[str, Any]], folder: str) -> str:
-    return check_shard(folder, *job)
+def _check(shard_and_record: tuple[Shard, dict[str, Any]], folder: str) -> str:
+    return check_shard(folder, *shard_and_record)

@@ -4,12 +4,22 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from test_tiles import noise, write
+from test_shard import noise, write_pixels
 
-from lsid_ray.data import shards
-from lsid_ray.data.convert import NOT_KEPT
-from lsid_ray.data.shards import Index, PackedPair, ShortFrame, Source, open_shards, read_index
-from lsid_ray.data.tiles import offset_of, read_record, write_shard
+from lsid_ray.data.index import (
+    LOCK,
+    PREVIOUS_INDEX,
+    Index,
+    PackedFrame,
+    Pair,
+    SourceFile,
+    frame_from_metadata,
+    metadata_of,
+    open_shards,
+    read_index,
+    write_index,
+)
+from lsid_ray.data.shard import black_offset, read_metadata, write_shard
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame
 from lsid_ray.raw.mosaic import XTRANS, pack
@@ -31,40 +41,43 @@ def make_frame(cfa: str = "GBRG", height: int = 21, width: int = 30) -> RawFrame
     )
 
 
-def make_pair(folder: Path, split: str = "train", scene: int = 3) -> PackedPair:
-    """With both shards written."""
+def make_pair(folder: Path, split: str = "train", scene: int = 3) -> Pair:
+    """A pair with its two shards written to `folder`."""
     frame = make_frame()
     name = f"{scene:05}_00_0.04s"
-    fields = {name: value for name, value in vars(frame).items() if name not in NOT_KEPT}
-    shard = write(folder, f"short/{name}.parquet", pack(frame.mosaic, frame.cfa), tile=8, offset=offset_of(frame.black))
+    shard = write_pixels(
+        folder, f"short/{name}.parquet", pack(frame.mosaic, frame.cfa), tile=8, offset=black_offset(frame.black)
+    )
     height, width = frame.mosaic.shape
-    return PackedPair(
+    short = PackedFrame(shard=shard, height=height, width=width, **metadata_of(frame))
+    long_shard = write_pixels(folder, f"long/{scene:05}_00_10s.parquet", noise(3, height, width), tile=16)
+    return Pair(
         name=name,
         scene=f"{scene:05}",
         split=split,
         frame=0,
         ratio=250.0,
         misaligned=False,
-        short=ShortFrame(shard=shard, height=height, width=width, **fields),
-        long=write(folder, f"long/{scene:05}_00_10s.parquet", noise(3, height, width), tile=16),
+        short=short,
+        long=replace(short, shard=long_shard),
     )
 
 
-def make_index(*pairs: PackedPair, **changes) -> Index:
-    """With a frame and a raw file for each shard."""
-    frames = {file.path: replace(pair.short, shard=file) for pair in pairs for file in (pair.short.shard, pair.long)}
+def make_index(*pairs: Pair, **changes) -> Index:
+    """An index with a frame and a raw file for each shard."""
+    frames = {frame.shard.path: frame for pair in pairs for frame in (pair.short, pair.long)}
     sources = {
-        f"{Path(path).parent}/{frame.shard.source}": Source(frame.shard.source_bytes, 7, "a" * 32, path, "")
+        f"{Path(path).parent}/{frame.shard.source}": SourceFile(frame.shard.source_bytes, 7, "a" * 32, path, "")
         for path, frame in frames.items()
     }
     index = Index("0.1", 8, {"libraw": "0.22"}, sources, frames, pairs, (("short/x.ARW", "damaged"),))
     return replace(index, **changes)
 
 
-def test_pairs_come_back_from_the_index_as_they_were(tmp_path: Path):
+def test_an_index_is_read_as_it_was_written(tmp_path: Path):
     pairs = [make_pair(tmp_path, "train", 3), make_pair(tmp_path, "validation", 20004), make_pair(tmp_path, "train", 5)]
     index = make_index(*pairs)
-    shards.write_index(tmp_path, index)
+    write_index(tmp_path, index)
     assert read_index(tmp_path) == index
     opened = open_shards(tmp_path, ["train"])
     assert opened.pairs == (pairs[0], pairs[2]) and hash(opened.pairs[0]) == hash(pairs[0])
@@ -75,9 +88,9 @@ def test_pairs_come_back_from_the_index_as_they_were(tmp_path: Path):
     assert not list(tmp_path.glob(".*"))
 
 
-def test_both_sides_of_a_pair_can_be_read(tmp_path: Path):
+def test_short_and_long_pixels_of_a_pair_can_be_read(tmp_path: Path):
     pair = make_pair(tmp_path)
-    shards.write_index(tmp_path, make_index(pair))
+    write_index(tmp_path, make_index(pair))
     opened = open_shards(tmp_path, ["train"])
     planes, target = opened.planes(pair), opened.target(pair)
     np.testing.assert_array_equal(planes, pack(make_frame().mosaic, "GBRG"))
@@ -87,15 +100,15 @@ def test_both_sides_of_a_pair_can_be_read(tmp_path: Path):
 
 
 @pytest.mark.parametrize("cfa", ["RGGB", "GRBG", "GBRG", "BGGR"])
-def test_a_raw_frame_comes_back_from_its_planes(cfa: str, tmp_path: Path):
+def test_a_raw_frame_is_restored_from_its_planes(cfa: str, tmp_path: Path):
     pair, frame = make_pair(tmp_path, scene=10003), make_frame(cfa)
-    again = replace(pair.short, cfa=cfa).raw_frame(pack(frame.mosaic, cfa))
+    restored = replace(pair.short, cfa=cfa).raw_frame(pack(frame.mosaic, cfa))
     for name, value in vars(frame).items():
-        np.testing.assert_array_equal(getattr(again, name), value)
+        np.testing.assert_array_equal(getattr(restored, name), value)
 
 
-def test_black_levels_are_those_of_the_planes(tmp_path: Path):
-    short = make_pair(tmp_path).short  # G B / R G with 500 501 / 502 503: red stands in the second row
+def test_black_levels_are_in_the_order_of_the_planes(tmp_path: Path):
+    short = make_pair(tmp_path).short  # G B / R G with 500 501 / 502 503: red is in the second row
     assert short.plane_black.ravel().tolist() == [502, 503, 501, 500]
     assert short.plane_black.shape == (4, 1, 1)
     assert short.plane_black.dtype == np.float32
@@ -103,7 +116,7 @@ def test_black_levels_are_those_of_the_planes(tmp_path: Path):
 
 
 @pytest.mark.parametrize("top, left", [(0, 0), (1, 2), (5, 4)])
-def test_black_levels_of_xtrans_repeat_every_second_packed_pixel(top: int, left: int, tmp_path: Path):
+def test_xtrans_black_levels_have_a_period_of_two_packed_pixels(top: int, left: int, tmp_path: Path):
     cfa = "".join(np.roll(np.array(list(XTRANS.pattern)).reshape(6, 6), (-top, -left), (0, 1)).flat)
     levels = np.arange(36.0)
     short = replace(make_pair(tmp_path).short, cfa=cfa, black=tuple(levels), height=24, width=24)
@@ -118,23 +131,23 @@ def test_a_folder_without_an_index_is_refused(tmp_path: Path):
     for folder in (tmp_path, tmp_path / "nowhere"):
         with pytest.raises(InputError, match=r"holds no index\.json: expected shards"):
             open_shards(folder, ["train"])
-    for begun in (shards.LOCK, shards.UNFINISHED):
-        (tmp_path / begun).touch()
-        with pytest.raises(InputError, match=r"its packing is unfinished: run jobs/pack\.py pack"):
+    for leftover in (LOCK, PREVIOUS_INDEX):
+        (tmp_path / leftover).touch()
+        with pytest.raises(InputError, match=r"packing is unfinished: run jobs/pack\.py pack"):
             open_shards(tmp_path, ["train"])
-        (tmp_path / begun).unlink()
+        (tmp_path / leftover).unlink()
 
 
-def test_a_shard_says_of_itself_what_the_index_says(tmp_path: Path):
+def test_the_metadata_of_a_shard_matches_the_index(tmp_path: Path):
     pair = make_pair(tmp_path)
     index = make_index(pair)
     path = pair.short.shard.path
-    size, digest = write_shard(tmp_path / path, noise(4, 20, 20), 8, index.record(path))
-    record = read_record(tmp_path / path)
-    assert record == index.record(path) and record["frame"]["shard"]["source"] == pair.short.shard.source
-    assert "rendering" not in record and index.record(pair.long.path)["rendering"] == index.rendering
-    again = shards.recorded_frame(record, size, digest)
-    assert again == replace(pair.short, shard=replace(pair.short.shard, bytes=size, xxh128=digest))
+    size, digest = write_shard(tmp_path / path, noise(4, 20, 20), 8, index.shard_metadata(path))
+    metadata = read_metadata(tmp_path / path)
+    assert metadata == index.shard_metadata(path) and metadata["frame"]["shard"]["source"] == pair.short.shard.source
+    assert "rendering" not in metadata and index.shard_metadata(pair.long.shard.path)["rendering"] == index.rendering
+    restored = frame_from_metadata(metadata, size, digest)
+    assert restored == replace(pair.short, shard=replace(pair.short.shard, bytes=size, xxh128=digest))
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe\x00"])
@@ -154,8 +167,8 @@ def test_a_broken_index_is_refused(content: bytes, tmp_path: Path):
         lambda i: i.update(sources=[]),
     ],
 )
-def test_an_index_that_lacks_a_part_is_refused(change, tmp_path: Path):
-    shards.write_index(tmp_path, make_index(make_pair(tmp_path)))
+def test_an_incomplete_index_is_refused(change, tmp_path: Path):
+    write_index(tmp_path, make_index(make_pair(tmp_path)))
     index = json.loads((tmp_path / "index.json").read_text())
     change(index)
     (tmp_path / "index.json").write_text(json.dumps(index))
@@ -165,25 +178,25 @@ def test_an_index_that_lacks_a_part_is_refused(change, tmp_path: Path):
 
 @pytest.mark.parametrize("version", [4, 6, "5", None])
 def test_an_index_of_another_version_is_refused(version, tmp_path: Path):
-    shards.write_index(tmp_path, make_index(make_pair(tmp_path)))
+    write_index(tmp_path, make_index(make_pair(tmp_path)))
     index = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps({**index, "version": version}))
-    with pytest.raises(InputError, match=f"is of version {version}, this program reads 5: pack"):
+    with pytest.raises(InputError, match=f"has version {version}, this program reads 5: pack"):
         open_shards(tmp_path, ["train"])
 
 
 @pytest.mark.parametrize("splits", [["test"], ["train", "test"], ["validation"]])
 def test_a_split_without_pairs_is_refused(splits: list, tmp_path: Path):
-    shards.write_index(tmp_path, make_index(make_pair(tmp_path)))
-    with pytest.raises(InputError, match=f"holds no pair of the {splits[-1]} split"):
+    write_index(tmp_path, make_index(make_pair(tmp_path)))
+    with pytest.raises(InputError, match=f"has no pairs in the {splits[-1]} split"):
         open_shards(tmp_path, splits)
 
 
-def test_an_index_that_cannot_be_written_leaves_the_one_before(tmp_path: Path):
+def test_a_failed_write_keeps_the_previous_index(tmp_path: Path):
     index = make_index(make_pair(tmp_path))
-    shards.write_index(tmp_path, index)
+    write_index(tmp_path, index)
     before = (tmp_path / "index.json").read_bytes()
     with pytest.raises(TypeError):
-        shards.write_index(tmp_path, replace(index, rendering={"file": Path("not JSON")}))
+        write_index(tmp_path, replace(index, rendering={"file": Path("not JSON")}))
     assert (tmp_path / "index.json").read_bytes() == before
     assert not list(tmp_path.glob(".*"))

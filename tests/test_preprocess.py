@@ -1,4 +1,4 @@
-"""Inputs and targets against slow loops and against packing a mosaic that was flipped itself."""
+"""Network inputs and targets, compared with slow loops and with flipping the mosaic before packing it."""
 
 import itertools
 from collections.abc import Callable
@@ -10,29 +10,29 @@ import pytest
 import torch
 from test_dng import make_frame
 
-from lsid_ray import config
-from lsid_ray.model.inputs import (
-    REFERENCE_COLORS,
+from lsid_ray.config.schema import GeneratorConfig
+from lsid_ray.data.preprocess import (
+    REFERENCE_MATRIX,
     Batch,
     Flips,
     flip_image,
     flip_planes,
     network_input,
-    own_colors,
+    to_camera_colors,
     training_pair,
 )
 from lsid_ray.raw.color import A7S2_COLOR_MATRIX, srgb_from_camera
-from lsid_ray.raw.develop import reference_rendering
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.mosaic import BAYER, XTRANS, Layout, pack, pack_black
+from lsid_ray.raw.render import reference_rendering
 
 FLIPS = list(itertools.product([False, True], repeat=3))
-BALANCED = config.Generator(white_balance=True)
-PLAIN = config.Generator(white_balance=False)
-HALF = config.Generator(white_balance=False, output="half")
+BALANCED = GeneratorConfig(white_balance=True)
+PLAIN = GeneratorConfig(white_balance=False)
+HALF = GeneratorConfig(white_balance=False, output="half")
 
 
-def input_slowly(short, black, white, white_balance, ratio, balanced: bool) -> np.ndarray:
+def network_input_loop(short, black, white, white_balance, ratio, balanced: bool) -> np.ndarray:
     """Value by value, in double precision."""
     result = np.zeros(short.shape)
     for b, plane, y, x in np.ndindex(*short.shape):
@@ -44,7 +44,7 @@ def input_slowly(short, black, white, white_balance, ratio, balanced: bool) -> n
 
 
 @pytest.mark.parametrize("c", [PLAIN, BALANCED], ids=["plain", "white balance"])
-def test_the_input_equals_a_slow_loop(c: config.Generator):
+def test_the_input_equals_a_slow_loop(c: GeneratorConfig):
     random = np.random.default_rng(0)
     short = random.integers(0, 700, (3, 4, 5, 6)).astype(np.uint16)
     short[0, :, 0, 0] = 16383
@@ -53,7 +53,7 @@ def test_the_input_equals_a_slow_loop(c: config.Generator):
     white = np.array([16383.0, 4095, 60000])
     white_balance = np.array([[2.1, 1, 1.6], [1.2, 1, 3.0], [0.9, 1, 1.1]])
     ratio = np.array([100.0, 1, 300])
-    expected = input_slowly(short, black, white, white_balance, ratio, c.white_balance)
+    expected = network_input_loop(short, black, white, white_balance, ratio, c.white_balance)
     others = (torch.from_numpy(v.astype(np.float32)) for v in (black, white, white_balance, ratio))
     planes = network_input(torch.from_numpy(short), *others, c)
     assert planes.dtype == torch.float32
@@ -61,7 +61,7 @@ def test_the_input_equals_a_slow_loop(c: config.Generator):
     np.testing.assert_allclose(planes.numpy(), expected, rtol=1e-5, atol=1e-7)
 
 
-def test_the_input_of_the_sony_is_the_papers():
+def test_the_input_for_sids_sony_is_that_of_the_paper():
     short = torch.tensor([512, 500, 700, 16383], dtype=torch.uint16).reshape(1, 4, 1, 1)
     black, white = torch.full((1, 4, 1, 1), 512.0), torch.tensor([16383.0])
     planes = network_input(short, black, white, torch.ones(1, 3), torch.tensor([10.0]), PLAIN)
@@ -69,7 +69,7 @@ def test_the_input_of_the_sony_is_the_papers():
     assert planes.flatten().tolist() == pytest.approx(expected)
 
 
-def test_counts_above_32767_survive(make_batch: Callable[..., Batch]):
+def test_counts_above_32767_are_preserved(make_batch: Callable[..., Batch]):
     counts = [0, 32767, 32768, 40000, 65535]
     batch = make_batch(1, 4)
     short, long = torch.zeros(1, 4, 5, 5).to(torch.uint16), torch.zeros(1, 3, 10, 10).to(torch.uint16)
@@ -90,7 +90,7 @@ def test_counts_above_32767_survive(make_batch: Callable[..., Batch]):
 
 
 def flip_mosaic(mosaic: np.ndarray, rows: bool, columns: bool, transpose: bool) -> np.ndarray:
-    """(..., 2s+2, 2s+2) -> (..., 2s, 2s): the window of the flipped Bayer mosaic that starts at R again."""
+    """(..., 2s+2, 2s+2) -> (..., 2s, 2s): the window of the flipped Bayer mosaic that begins at R."""
     side = mosaic.shape[-1] - 2
     if rows:
         mosaic = mosaic[..., ::-1, :][..., 1:, :]
@@ -110,7 +110,7 @@ def test_flipping_planes_equals_packing_the_flipped_mosaic(flips: Flips):
 
 @pytest.mark.parametrize("layout", [BAYER, XTRANS], ids=["bayer", "xtrans"])
 @pytest.mark.parametrize("flips", FLIPS, ids=str)
-def test_a_flip_keeps_the_colour_of_every_sensel(flips: Flips, layout: Layout):
+def test_flipping_keeps_the_color_of_every_plane(flips: Flips, layout: Layout):
     square = np.array([ord(color) for color in layout.pattern], np.int32).reshape(layout.period, layout.period)
     mosaic = np.tile(square, (4, 4))
     flipped = flip_planes(torch.from_numpy(pack(mosaic, layout.pattern)), flips, layout)
@@ -120,18 +120,18 @@ def test_a_flip_keeps_the_colour_of_every_sensel(flips: Flips, layout: Layout):
 
 @pytest.mark.parametrize("layout", [BAYER, XTRANS], ids=["bayer", "xtrans"])
 @pytest.mark.parametrize("flips", FLIPS, ids=str)
-def test_flipped_planes_lie_on_the_flipped_image(flips: Flips, layout: Layout):
+def test_flipped_planes_are_aligned_with_the_flipped_image(flips: Flips, layout: Layout):
     side = 4 * layout.period
-    place = np.arange(side**2, dtype=np.int32).reshape(side, side)
-    image = flip_image(torch.from_numpy(np.stack([place] * 3)), flips, layout).numpy()
+    positions = np.arange(side**2, dtype=np.int32).reshape(side, side)
+    image = flip_image(torch.from_numpy(np.stack([positions] * 3)), flips, layout).numpy()
     assert image.shape == (3, side - layout.period, side - layout.period)
-    planes = flip_planes(torch.from_numpy(pack(place, layout.pattern)), flips, layout)
+    planes = flip_planes(torch.from_numpy(pack(positions, layout.pattern)), flips, layout)
     np.testing.assert_array_equal(pack(image[1], layout.pattern), planes.numpy())
     rows, columns, transpose = flips
     unflipped = image[0].T if transpose else image[0]
     unflipped = unflipped[:: -1 if rows else 1, :: -1 if columns else 1]
     top, left = divmod(unflipped[0, 0], side)
-    np.testing.assert_array_equal(unflipped, place[top:, left:][: len(unflipped), : len(unflipped)])
+    np.testing.assert_array_equal(unflipped, positions[top:, left:][: len(unflipped), : len(unflipped)])
 
 
 @pytest.mark.parametrize("layout", [BAYER, XTRANS], ids=["bayer", "xtrans"])
@@ -141,8 +141,8 @@ def test_the_eight_flips_differ(layout: Layout):
     assert len({tuple(flip_planes(planes, flips, layout).flatten().tolist()) for flips in FLIPS}) == 8
 
 
-def test_an_xtrans_input_subtracts_each_positions_own_black():
-    c = config.Generator(cfa="xtrans", white_balance=False)
+def test_an_xtrans_input_subtracts_the_black_level_of_each_position():
+    c = GeneratorConfig(cfa="xtrans", white_balance=False)
     black = tuple(100.0 + level for level in range(36))
     mosaic = np.tile(np.arange(36).reshape(6, 6) + 100, (3, 2)).astype(np.uint16) + 50
     planes = pack(mosaic, XTRANS.pattern)[:, :5, :3]
@@ -153,10 +153,10 @@ def test_an_xtrans_input_subtracts_each_positions_own_black():
     torch.testing.assert_close(result, torch.full_like(result, 50 / 1000))
 
 
-def test_white_balance_reaches_the_planes_of_its_colour():
+def test_white_balance_gains_apply_to_the_planes_of_their_color():
     gains = torch.tensor([[2.0, 1.0, 3.0]])
     for kind, expected in (("bayer", "2131"), ("xtrans", "213231111")):
-        c = config.Generator(cfa=kind)
+        c = GeneratorConfig(cfa=kind)
         short = torch.full((1, len(expected), 2, 2), 10).to(torch.uint16)
         planes = network_input(short, torch.zeros(1, 1, 1, 1), torch.tensor([100.0]), gains, torch.ones(1), c)
         assert "".join(f"{value:.0f}" for value in planes[0, :, 0, 0] * 10) == expected
@@ -165,40 +165,40 @@ def test_white_balance_reaches_the_planes_of_its_colour():
 OTHER_CAMERA = torch.tensor([[1.6, -0.5, -0.1], [-0.2, 1.5, -0.3], [0.0, -0.6, 1.6]])
 
 
-def test_targets_of_other_cameras_are_learnt_in_the_reference_colours_and_given_back_in_their_own(make_batch):
+def test_targets_of_other_cameras_are_converted_to_the_reference_colors_and_back(make_batch):
     batch = replace(make_batch(2, 6), flips=torch.zeros(2, 3, dtype=torch.bool))
-    batch.colors[1] = OTHER_CAMERA
+    batch.srgb_from_camera[1] = OTHER_CAMERA
     _, target = training_pair(batch, BALANCED)
-    _, as_it_is = training_pair(batch, replace(BALANCED, color_matrix=False))
-    assert torch.equal(target[0], as_it_is[0]), "the reference camera's target is not touched"
-    assert (target[1] - as_it_is[1]).abs().max() > 0.05
-    torch.testing.assert_close(own_colors(target[1], OTHER_CAMERA, BALANCED), as_it_is[1], atol=2e-5, rtol=0)
+    _, unconverted = training_pair(batch, replace(BALANCED, color_matrix=False))
+    assert torch.equal(target[0], unconverted[0]), "the reference camera's target must not change"
+    assert (target[1] - unconverted[1]).abs().max() > 0.05
+    torch.testing.assert_close(to_camera_colors(target[1], OTHER_CAMERA, BALANCED), unconverted[1], atol=2e-5, rtol=0)
     image = target[1]
-    assert own_colors(image, REFERENCE_COLORS, BALANCED) is image
-    assert own_colors(image, OTHER_CAMERA, replace(BALANCED, color_matrix=False)) is image
+    assert to_camera_colors(image, REFERENCE_MATRIX, BALANCED) is image
+    assert to_camera_colors(image, OTHER_CAMERA, replace(BALANCED, color_matrix=False)) is image
 
 
-def test_a_neutral_grey_has_no_colour_of_its_own():
-    grey = torch.linspace(0, 1, 50).expand(3, 1, 50).clone()
-    torch.testing.assert_close(own_colors(grey, OTHER_CAMERA, BALANCED), grey, atol=1e-5, rtol=0)
+def test_a_neutral_gray_is_the_same_in_every_cameras_colors():
+    gray = torch.linspace(0, 1, 50).expand(3, 1, 50).clone()
+    torch.testing.assert_close(to_camera_colors(gray, OTHER_CAMERA, BALANCED), gray, atol=1e-5, rtol=0)
 
 
-def test_the_colours_of_two_cameras_differ_as_in_libraws_renderings(tmp_path: Path):
-    """One mosaic under two colour matrices: turning the one rendering's colours gives the other."""
+def test_color_conversion_matches_libraw_renderings_with_two_color_matrices(tmp_path: Path):
+    """One mosaic rendered with two color matrices: converting the first rendering gives the second."""
     frame = make_frame(60, 80, white_balance=(1.0, 1.0, 1.0), color_matrix=A7S2_COLOR_MATRIX)
-    square = np.array([[3000, 4000], [4000, 5000]], np.uint16)  # one soft colour, nothing clipped in either
+    square = np.array([[3000, 4000], [4000, 5000]], np.uint16)  # one unsaturated color, clipped in neither rendering
     frame = replace(frame, mosaic=np.tile(square, (30, 40)))
     other = replace(frame, color_matrix=((0.65, -0.2, -0.05), (-0.4, 1.2, 0.2), (-0.06, 0.2, 0.6)))
     images = []
-    for name, each in (("sony", frame), ("other", other)):
-        write_dng(tmp_path / f"{name}.dng", each)
+    for name, frame_of_camera in (("sony", frame), ("other", other)):
+        write_dng(tmp_path / f"{name}.dng", frame_of_camera)
         images.append(torch.from_numpy(reference_rendering(tmp_path / f"{name}.dng").transpose(2, 0, 1) / 65535.0))
-    turned = own_colors(images[0], torch.from_numpy(srgb_from_camera(other.color_matrix)).float(), BALANCED)
+    converted = to_camera_colors(images[0], torch.from_numpy(srgb_from_camera(other.color_matrix)).float(), BALANCED)
     assert (images[0] - images[1]).abs().mean() > 0.005
-    assert (turned - images[1]).abs().mean() < 3e-4
+    assert (converted - images[1]).abs().mean() < 3e-4
 
 
-def test_each_sample_of_a_batch_is_flipped_by_itself(make_batch: Callable[..., Batch]):
+def test_each_sample_of_a_batch_has_its_own_flips(make_batch: Callable[..., Batch]):
     batch = replace(make_batch(8, 6), flips=torch.tensor(FLIPS))
     planes, target = training_pair(batch, BALANCED)
     assert planes.shape == (8, 4, 6, 6) and target.shape == (8, 3, 12, 12)
@@ -220,24 +220,24 @@ def test_a_half_resolution_target_is_the_mean_of_four_pixels(flips: tuple[bool, 
     np.testing.assert_allclose(target[0].numpy(), expected, atol=2e-7)
 
 
-def test_a_batch_keeps_its_columns_sixteen_bits_wide():
+def test_a_batch_keeps_pixels_as_16_bit_integers():
     random = np.random.default_rng(0)
     columns = {
-        "number": np.array([7, 8]),
-        "name": np.array(["a", "b"], dtype=object),
+        "sample": np.array([7, 8]),
+        "pair": np.array(["a", "b"], dtype=object),
         "short": random.integers(0, 65536, (2, 4, 3, 3), dtype=np.uint16),
         "long": random.integers(0, 65536, (2, 3, 6, 6), dtype=np.uint16),
         "black": np.full((2, 4, 1, 1), 512, np.float32),
         "white": np.full(2, 16383, np.float32),
         "white_balance": np.ones((2, 3), np.float32),
-        "colors": np.ones((2, 3, 3), np.float32),
+        "srgb_from_camera": np.ones((2, 3, 3), np.float32),
         "ratio": np.array([100, 300], np.float32),
         "flips": np.array([[True, False, True], [False, False, True]]),
     }
     for column in columns.values():
-        column.flags.writeable = False  # as Ray hands them out
-    batch = Batch.of(columns, torch.device("cpu"))
-    assert (batch.numbers, batch.names) == ([7, 8], ["a", "b"])
+        column.flags.writeable = False  # as Ray returns them
+    batch = Batch.from_columns(columns, torch.device("cpu"))
+    assert (batch.sample, batch.pair) == ([7, 8], ["a", "b"])
     assert batch.short.dtype == batch.long.dtype == torch.uint16
-    for name in ("short", "long", "black", "white", "white_balance", "colors", "ratio", "flips"):
+    for name in ("short", "long", "black", "white", "white_balance", "srgb_from_camera", "ratio", "flips"):
         np.testing.assert_array_equal(getattr(batch, name).numpy(), columns[name])

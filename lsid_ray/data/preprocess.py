@@ -1,0 +1,133 @@
+"""Sensor counts to the networks' inputs and targets: normalized, amplified, flipped, on the training device."""
+
+from functools import lru_cache
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from lsid_ray.config.schema import GeneratorConfig
+from lsid_ray.data.batch import Batch
+from lsid_ray.raw.color import A7S2_COLOR_MATRIX, srgb_from_camera
+from lsid_ray.raw.mosaic import LAYOUTS, Kind, Layout, pack, unpack
+
+# sRGB-from-camera matrix of SID's Sony: with `color_matrix`, networks are trained in the colors of this camera.
+REFERENCE_MATRIX = torch.from_numpy(srgb_from_camera(A7S2_COLOR_MATRIX)).float()
+Flips = tuple[bool, bool, bool]
+"""Rows, columns, transpose."""
+
+
+def network_input(
+    short: Tensor, black: Tensor, white: Tensor, white_balance: Tensor, ratio: Tensor, config: GeneratorConfig
+) -> Tensor:
+    """Counts (B, C, h, w) of any integer type -> (B, C, h, w) float32 in [0, 1].
+
+    max(v - black, 0) / (white - max(black)) * ratio as in SID (arXiv 1805.01934, section 4.1), times the camera's
+    white balance if `config.white_balance`, clipped at 1. Other arguments: as in `Batch`. The window must begin at
+    the beginning of a repeat of the CFA.
+    """
+    layout = LAYOUTS[config.cfa]
+    scale = (ratio / (white - black.amax(dim=(1, 2, 3))))[:, None, None, None]
+    if config.white_balance:
+        scale = scale * white_balance[:, ["RGB".index(color) for color in layout.colors], None, None]
+    height, width = short.shape[2:]
+    if layout.repeat > 1:
+        black = black.repeat(1, 1, -(-height // layout.repeat), -(-width // layout.repeat))[:, :, :height, :width]
+    return ((short.float() - black).clamp_min(0) * scale).clamp_max(1)
+
+
+def training_pair(batch: Batch, config: GeneratorConfig) -> tuple[Tensor, Tensor]:
+    """Input (B, C, s, s) and target (B, 3, ks, ks), or (B, 3, s, s) at half resolution; float32, about [0, 1].
+
+    Half resolution is the mean of 2x2 pixels. With `color_matrix` the target has the colors of the reference camera;
+    `to_camera_colors` undoes this.
+    """
+    layout = LAYOUTS[config.cfa]
+    planes = network_input(batch.short, batch.black, batch.white, batch.white_balance, batch.ratio, config)
+    flips = [tuple(f) for f in batch.flips.tolist()]
+    planes = torch.stack([flip_planes(p, f, layout) for p, f in zip(planes, flips, strict=True)])
+    target = torch.stack([flip_image(i, f, layout) for i, f in zip(batch.long.float() / 65535, flips, strict=True)])
+    if config.color_matrix:
+        for image, matrix in zip(target, batch.srgb_from_camera, strict=True):
+            if not _close(matrix, REFERENCE_MATRIX):
+                image.copy_(_apply_color_matrix(image, REFERENCE_MATRIX @ torch.linalg.inv(matrix)))
+    return planes, F.avg_pool2d(target, 2) if config.output == "half" else target
+
+
+def flip_planes(planes: Tensor, flips: Flips, layout: Layout) -> Tensor:
+    """(C, s+r, s+r) packed planes -> (C, s, s): the flipped mosaic, with its CFA phase kept.
+
+    Flipping a mosaic changes its phase; the window is shifted by a few sensels to make up for that.
+    """
+    index = _flip_index(planes.shape[-1], flips, layout.kind)
+    return planes.flatten()[torch.from_numpy(index).to(planes.device)]
+
+
+def flip_image(image: Tensor, flips: Flips, layout: Layout) -> Tensor:
+    """(3, k(s+r), k(s+r)) -> (3, ks, ks): aligned with `flip_planes` for the same flips."""
+    rows, columns, transpose = flips
+    top, left = _phase_offset(flips, layout.kind)
+    size = image.shape[-1] - layout.period
+    image = image[:, top : top + size, left : left + size]
+    image = image.flip([axis for axis, flipped in ((1, rows), (2, columns)) if flipped])
+    return image.transpose(1, 2) if transpose else image
+
+
+def _flip(mosaic: np.ndarray, flips: Flips) -> np.ndarray:
+    rows, columns, transpose = flips
+    mosaic = mosaic[:: -1 if rows else 1, :: -1 if columns else 1]
+    return mosaic.T if transpose else mosaic
+
+
+@lru_cache
+def _phase_offset(flips: Flips, kind: Kind) -> tuple[int, int]:
+    """First row and column of a window that has the CFA's phase once it is flipped."""
+    layout = LAYOUTS[kind]
+    pattern = np.array(list(layout.pattern)).reshape(layout.period, layout.period)
+    for top, left in np.ndindex(layout.period, layout.period):
+        if (_flip(np.roll(pattern, (-top, -left), (0, 1)), flips) == pattern).all():
+            return top, left
+    raise AssertionError(f"{kind} pattern is not symmetric under the flips {flips}")
+
+
+@lru_cache(maxsize=64)
+def _flip_index(side: int, flips: Flips, kind: Kind) -> np.ndarray:
+    """(C, s, s) int64: index into the flattened (C, side, side) planes of each value of the flipped planes."""
+    layout = LAYOUTS[kind]
+    indices = np.arange(len(layout.colors) * side**2).reshape(-1, side, side)
+    mosaic = unpack(indices, layout.pattern, layout.block * side, layout.block * side)
+    top, left = _phase_offset(flips, kind)
+    size = layout.block * side - layout.period
+    return pack(_flip(mosaic[top : top + size, left : left + size], flips), layout.pattern)
+
+
+# LibRaw's tone curve for gamma (2.222, 4.5), with its constants: 4.5 x up to the toe, 1.0993 x**0.45 - 0.0993 above.
+_POWER, _SLOPE, _OFFSET, _TOE = 1 / 2.222, 4.5, 0.0992578062, 0.0180501557
+
+
+def to_camera_colors(image: Tensor, matrix: Tensor, config: GeneratorConfig) -> Tensor:
+    """Convert the generator's image (3, H, W), float, to the colors of the camera that took the frame.
+
+    matrix: `srgb_from_camera` of that camera, (3, 3), on the CPU. LibRaw's rendering applies it to linear colors.
+    """
+    if not config.color_matrix or _close(matrix, REFERENCE_MATRIX):
+        return image
+    return _apply_color_matrix(image, matrix @ torch.linalg.inv(REFERENCE_MATRIX))
+
+
+def _close(matrix: Tensor, other: Tensor) -> bool:
+    """Whether two color matrices are equal to the precision of camera files."""
+    return bool((matrix - other).abs().max() < 2e-3)
+
+
+def _apply_color_matrix(image: Tensor, matrix: Tensor) -> Tensor:
+    """Apply `matrix` (3, 3) to the linear light of an image (3, H, W) that has the rendering's tone curve.
+
+    Values below 0 and above 1 are kept, so that the inverse matrix undoes it.
+    """
+    power = ((image + _OFFSET) / (1 + _OFFSET)).clamp_min(0) ** (1 / _POWER)
+    linear = torch.where(image < _SLOPE * _TOE, image / _SLOPE, power)
+    linear = torch.einsum("ij,jhw->ihw", matrix.to(image), linear)
+    curve = (1 + _OFFSET) * linear.clamp_min(_TOE) ** _POWER - _OFFSET
+    return torch.where(linear < _TOE, _SLOPE * linear, curve)

@@ -1,0 +1,245 @@
+"""One shard: the pixels of a frame as tiles in a Parquet file, one row group per tile.
+
+Reading a window reads only the tiles that it overlaps, one range read each. An offset moves the black level of short
+exposures to 128, so that the pixels of a dark tile fit 8 bits and are stored that way. If a dark tile has a few
+brighter pixels, their high bytes are in a second column, which lz4 shrinks to almost nothing; pixels themselves are
+not compressed, because that takes longer than writing them. A shard carries its own metadata: see `data.index`.
+"""
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import diskcache
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from lsid_ray import storage
+from lsid_ray.object_store import RemotePath
+from lsid_ray.raw.mosaic import PackedView
+from lsid_ray.storage import AnyPath
+
+VERSION = 5  # increased whenever the same raw file would give a different shard
+TILE_SIDE = 256  # packed pixels; the tiles of a long exposure cover as many blocks of sensels
+METADATA_KEY = b"lsid_ray"  # key of a shard's metadata in the Parquet file's
+STORED_BLACK = 128
+MAX_BRIGHT_SHARE = 1 / 16  # of the pixels of a tile stored with 8 bits
+SCHEMA = pa.schema([pa.field(name, pa.binary(), nullable=False) for name in ("pixels", "high")])
+COMPRESSION = {"high": "lz4"}
+
+
+@dataclass(frozen=True)
+class Shard:
+    """A shard's entry in the index."""
+
+    path: str
+    """Relative to the folder of shards."""
+    source: str
+    """File name of the raw file."""
+    source_bytes: int
+    bytes: int
+    xxh128: str
+    shape: tuple[int, int, int]
+    """Channels, height and width of the stored pixels."""
+    tile: int
+    """Side of the tiles, in stored pixels; row groups are in row-major order."""
+    offset: int = 0
+    """Added to the stored pixels, modulo 2**16: see `black_offset`."""
+
+
+def iter_tiles(shape: tuple[int, int, int], side: int) -> Iterator[tuple[int, int, int, int, int]]:
+    """Yield y, x, channels, height, width of each tile of (C, H, W) pixels, in the order of the row groups."""
+    channels, height, width = shape
+    for y in range(0, height, side):
+        for x in range(0, width, side):
+            yield y, x, channels, min(side, height - y), min(side, width - x)
+
+
+def black_offset(black: tuple[float, ...]) -> int:
+    """The offset that moves a short exposure's black level to STORED_BLACK: Sony's 512 lies on a high byte's edge."""
+    return (STORED_BLACK - round(sum(black) / len(black))) % 2**16
+
+
+def write_shard(path: AnyPath, pixels: np.ndarray | PackedView, tile: int, metadata: dict[str, Any]) -> tuple[int, str]:
+    """Write (C, H, W) uint16 atomically, in tiles of at most `tile` per side. Returns size in bytes and xxh128 hash.
+
+    pixels: include the offset already. metadata: plain JSON values, read back by `read_metadata`. Deterministic: the
+    same arguments give the same file. Raises: OSError if the file cannot be written.
+    """
+    with storage.atomic_write(path) as file:
+        hashing_file = _HashingFile(file)
+        with pq.ParquetWriter(
+            hashing_file, SCHEMA, compression=COMPRESSION, use_dictionary=False, write_statistics=False
+        ) as writer:
+            for y, x, _, height, width in iter_tiles(pixels.shape, tile):
+                columns = map(_binary_array, _encode_tile(pixels[:, y : y + height, x : x + width]))
+                writer.write_table(pa.Table.from_arrays(list(columns), schema=SCHEMA))
+            writer.add_key_value_metadata({METADATA_KEY: json.dumps(metadata, sort_keys=True)})
+    return hashing_file.size, hashing_file.hash.hexdigest()
+
+
+def _encode_tile(tile: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """(C, h, w) -> the two columns: 8- or 16-bit pixels, and the high bytes of 8-bit pixels (empty if all are 0)."""
+    tile = np.ascontiguousarray(tile, tile.dtype.newbyteorder("<"))
+    empty = np.empty(0, np.uint8)
+    if tile.dtype == np.uint8:
+        return tile, empty
+    bright = np.count_nonzero(tile > 255)
+    if bright > MAX_BRIGHT_SHARE * tile.size:
+        return tile, empty
+    return tile.astype(np.uint8), (tile >> 8).astype(np.uint8) if bright else empty
+
+
+def _binary_array(values: np.ndarray) -> pa.Array:
+    """A binary column of one row, with the bytes of an array (not copied)."""
+    offsets = pa.py_buffer(np.array([0, values.nbytes], np.int32))
+    return pa.Array.from_buffers(pa.binary(), 1, [None, offsets, pa.py_buffer(values)])
+
+
+class _HashingFile:
+    """A file that is hashed while it is written, which saves reading it again."""
+
+    closed = False
+
+    def __init__(self, file: BinaryIO):
+        self.file, self.hash, self.size = file, xxhash.xxh3_128(), 0
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.size += len(data)
+        return self.file.write(data)
+
+    def flush(self) -> None:
+        self.file.flush()
+
+
+def read_metadata(path: AnyPath) -> dict[str, Any] | None:
+    """The metadata that `write_shard` stored; None if the file is missing or not a shard."""
+    try:
+        return json.loads(pq.read_metadata(storage.parquet_source(path)).metadata[METADATA_KEY])
+    except (OSError, ValueError, KeyError, TypeError):  # pyarrow's errors are ValueErrors
+        return None
+
+
+def check_shard(folder: str | AnyPath, shard: Shard, metadata: dict[str, Any]) -> str:
+    """Check size, hash, metadata and every tile of a shard. Returns what is wrong, or an empty string."""
+    try:
+        with storage.local_copy(storage.to_path(folder) / shard.path) as path:
+            return _check_local_shard(path, shard, metadata)
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError, KeyError) as error:
+        return f"cannot be read ({error})"
+
+
+def _check_local_shard(path: Path, shard: Shard, metadata: dict[str, Any]) -> str:
+    size = path.stat().st_size
+    if size != shard.bytes:
+        return f"has {size} bytes, expected {shard.bytes}"
+    if file_xxh128(path) != shard.xxh128:
+        return "its hash (xxh128) differs from the index"
+    if read_metadata(path) != metadata:
+        return "its metadata differs from the index"
+    with pq.ParquetFile(path) as file:
+        expected = list(iter_tiles(shard.shape, shard.tile))
+        if file.num_row_groups != len(expected):
+            return f"has {file.num_row_groups} tiles, expected {len(expected)}"
+        for group, tile in enumerate(expected):
+            row = file.read_row_group(group)
+            pixels = math.prod(tile[2:])
+            sizes = [[value.as_buffer().size for value in column] for column in row.columns]
+            if sizes not in ([[pixels], [0]], [[pixels], [pixels]], [[2 * pixels], [0]]):
+                return f"tile {group} has {sizes} bytes, expected {pixels} pixels"
+    return ""
+
+
+def file_xxh128(path: AnyPath) -> str:
+    """XXH3 hash of a file's content, in hexadecimal: ten times as fast as sha256, but not cryptographic."""
+    file_hash = xxhash.xxh3_128()
+    buffer = bytearray(1 << 20)
+    with path.open("rb") as file:
+        while size := file.readinto(buffer):
+            file_hash.update(memoryview(buffer)[:size])
+    return file_hash.hexdigest()
+
+
+@lru_cache(maxsize=4096)
+def _footer(path: AnyPath, xxh128: str) -> pq.FileMetaData:
+    return pq.read_metadata(storage.parquet_source(path))
+
+
+@lru_cache(maxsize=1)
+def _tile_cache(size_gb: float) -> diskcache.Cache:
+    """The cache of this node, shared by its processes; evicts the least recently used tiles."""
+    folder = Path(tempfile.gettempdir(), f"lsid-tiles-{os.getuid()}")
+    return diskcache.Cache(str(folder), size_limit=int(size_gb * 2**30), eviction_policy="least-recently-used")
+
+
+def _read_tiles(
+    path: AnyPath, shard: Shard, batches: Iterable[list[int]], cache_gb: float
+) -> Iterator[dict[int, tuple[Any, ...]]]:
+    """Read batches of tiles: yields {row group: its columns} per batch.
+
+    Tiles in an object store come from the node's cache, or by as few range reads as possible.
+    """
+    is_remote = isinstance(path, RemotePath)
+    cache = _tile_cache(cache_gb) if is_remote and cache_gb else None
+    with ExitStack() as stack:
+        file = None
+        for row_groups in batches:
+            columns = {} if cache is None else {group: cache.get((shard.xxh128, group)) for group in row_groups}
+            missing = [group for group in row_groups if columns.get(group) is None]
+            if missing:
+                if file is None:
+                    source, footer = storage.parquet_source(path), _footer(path, shard.xxh128)
+                    file = stack.enter_context(pq.ParquetFile(source, metadata=footer, pre_buffer=is_remote))
+                table = file.read_row_groups(missing)
+                for row, group in enumerate(missing):
+                    columns[group] = tuple(table[name][row].as_buffer() for name in SCHEMA.names)
+                    if cache is not None:
+                        cache.set((shard.xxh128, group), tuple(buffer.to_pybytes() for buffer in columns[group]))
+            yield columns
+
+
+def read_window(
+    folder: str, shard: Shard, y: int, x: int, height: int, width: int, cache_gb: float = 0.0
+) -> np.ndarray:
+    """(C, height, width) uint16 from (y, x) of a shard; reads only the tiles that overlap the window.
+
+    cache_gb: GiB that this node may use to cache tiles from an object store. Raises: ValueError for a window outside
+    the frame, OSError for a damaged shard.
+    """
+    channels, frame_height, frame_width = shard.shape
+    if not (0 <= y <= y + height <= frame_height and 0 <= x <= x + width <= frame_width):
+        raise ValueError(
+            f"{shard.path}: window {height}x{width} at ({y}, {x}): expected it inside {frame_height}x{frame_width}"
+        )
+    path, side, offset = storage.to_path(folder) / shard.path, shard.tile, np.uint16(shard.offset)
+    window = np.empty((channels, height, width), np.uint16)
+    tiles_per_row = -(-frame_width // side)
+    overlapping = [
+        [row * tiles_per_row + column for column in range(x // side, -(-(x + width) // side))]
+        for row in range(y // side, -(-(y + height) // side))
+    ]
+    for tiles in _read_tiles(path, shard, overlapping, cache_gb):
+        for group, (pixels, high) in tiles.items():
+            top, left = (index * side for index in divmod(group, tiles_per_row))
+            shape = (channels, min(side, frame_height - top), min(side, frame_width - left))
+            y0, y1 = max(y, top), min(y + height, top + shape[1])
+            x0, x1 = max(x, left), min(x + width, left + shape[2])
+            target = window[:, y0 - y : y1 - y, x0 - x : x1 - x]
+            overlap = (slice(None), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left))
+            dtype = np.dtype("u1" if len(pixels) == math.prod(shape) else "<u2")
+            np.subtract(np.frombuffer(pixels, dtype).reshape(shape)[overlap], offset, out=target, dtype=np.uint16)
+            if len(high):
+                target += np.left_shift(np.frombuffer(high, np.uint8).reshape(shape)[overlap], 8, dtype=np.uint16)
+    return window
