@@ -1,0 +1,218 @@
+"""Enhance a user's raw files: a single file in this process, several over the Ray cluster."""
+
+import itertools
+import time
+import warnings
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import ray
+import ray.data
+import torch
+from ray.data import ActorPoolStrategy, DataContext
+from ray.util.annotations import RayDeprecationWarning
+
+from lsid_ray import storage
+from lsid_ray.cluster import hidden_actor_warnings
+from lsid_ray.errors import InputError
+from lsid_ray.inference.bands import MEMORY_BYTES
+from lsid_ray.inference.frame import enhance_raw
+from lsid_ray.inference.image_file import write_image
+from lsid_ray.model.checkpoint import load_generator
+from lsid_ray.raw.frame import RawFrame, read_raw
+from lsid_ray.raw.mosaic import amplification_ratio
+from lsid_ray.raw.names import RAW_SUFFIXES
+from lsid_ray.raw.ratio import estimate_ratio
+from lsid_ray.storage import AnyPath
+
+THREADS = 4  # per network on CPUs, if the nodes have that many; more actors gain more than more threads
+MAX_USER_RATIO = 100_000.0
+
+
+@dataclass(frozen=True)
+class Amplification:
+    """How much to amplify: by a ratio, to a target exposure time, or, with neither, as estimated from the mosaic."""
+
+    ratio: float | None = None
+    exposure_s: float | None = None
+
+    @staticmethod
+    def parse(text: str) -> "Amplification":
+        """Parse "auto", "120" or "10s". Raises InputError for anything else, or a ratio below 1 or above 100,000."""
+        try:
+            if text == "auto":
+                return Amplification()
+            value = float(text.removesuffix("s"))
+        except ValueError:
+            value = 0.0
+        if text.endswith("s") and 0 < value < MAX_USER_RATIO:
+            return Amplification(exposure_s=value)
+        if not text.endswith("s") and 1 <= value <= MAX_USER_RATIO:
+            return Amplification(ratio=value)
+        raise InputError(
+            f"--ratio is {text}: expected a number from 1 to {MAX_USER_RATIO:g}, an exposure time such as 10s, or auto"
+        )
+
+    def for_frame(self, frame: RawFrame) -> tuple[float, str]:
+        """The ratio for a frame, and a text such as "x120 (estimated)" that shows it with its origin.
+
+        Raises: InputError if there is a target exposure time, but the frame has no exposure time or a longer one.
+        """
+        if self.ratio is not None:
+            return self.ratio, f"x{self.ratio:.4g}"
+        if self.exposure_s is None:
+            ratio = estimate_ratio(frame)
+            return ratio, f"x{ratio:.3g} (estimated)"
+        if frame.exposure_s is None:
+            raise InputError(
+                f"no exposure time in the file, as --ratio {self.exposure_s:g}s needs: use a number or auto"
+            )
+        ratio = amplification_ratio(self.exposure_s, frame.exposure_s)
+        return ratio, f"x{ratio:.3g} ({frame.exposure_s:g} s to {self.exposure_s:g} s)"
+
+
+@dataclass(frozen=True)
+class EnhancePlan:
+    """Which raw files to enhance, and which images exist."""
+
+    todo: tuple[tuple[AnyPath, AnyPath], ...]
+    """Raw file and image to write."""
+    existing: tuple[AnyPath, ...]
+    """Images that are not overwritten."""
+    problems: tuple[tuple[AnyPath, str], ...]
+    """Raw files that cannot be enhanced, each with the reason."""
+
+
+def plan_files(inputs: list[AnyPath], out: AnyPath, suffix: str, overwrite: bool) -> EnhancePlan:
+    """Plan the image of each raw file, including all raw files below each folder, whose subfolders are kept in `out`.
+
+    Symlinks to folders are not followed, which rules out cycles. Raises InputError for a path that does not exist, or
+    a folder without raw files.
+    """
+    targets: dict[AnyPath, AnyPath] = {}
+    for path in inputs:
+        if not path.exists():
+            raise InputError(f"{path}: no such file or folder")
+        if path.is_dir():
+            targets_in_folder = {raw: out / raw.relative_to(path).with_suffix(suffix) for raw in _raw_files(path)}
+            if not targets_in_folder:
+                raise InputError(f"{path}: no raw file in this folder; expected some, such as .arw, .nef or .dng")
+            targets |= targets_in_folder
+        else:
+            targets[path] = out / path.with_suffix(suffix).name
+    sources: dict[AnyPath, list[AnyPath]] = {}
+    for source, target in targets.items():
+        sources.setdefault(target, [])
+        if not any(source.samefile(other) for other in sources[target] if source.exists() and other.exists()):
+            sources[target].append(source)
+    todo, existing, problems = [], [], []
+    for target, files in sorted(sources.items()):
+        if len(files) > 1:
+            others = {file: next(other for other in files if other != file) for file in files}
+            reason = f"would be written to {target} too: enhance them with different --out"
+            problems += [(file, f"{other} {reason}") for file, other in others.items()]
+        elif target.exists() and not overwrite:
+            existing.append(target)
+        else:
+            todo.append((files[0], target))
+    return EnhancePlan(tuple(todo), tuple(existing), tuple(problems))
+
+
+def _raw_files(folder: AnyPath) -> Iterator[AnyPath]:
+    for name in sorted(storage.list_files(folder)):
+        relative = PurePosixPath(name)
+        if relative.suffix.lower() in RAW_SUFFIXES and not any(part.startswith(".") for part in relative.parts):
+            yield folder / name
+
+
+@dataclass(frozen=True)
+class EnhancedFile:
+    """The result of one raw file."""
+
+    source: AnyPath
+    target: AnyPath
+    ratio_text: str
+    """Amplification ratio and its origin, such as "x120 (estimated)"; empty if it is unknown."""
+    seconds: float
+    error: str
+    """Why there is no image; empty if there is one."""
+
+
+def enhance_files(
+    checkpoint: AnyPath,
+    todo: tuple[tuple[AnyPath, AnyPath], ...],
+    amplification: Amplification,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+    use_gpu: bool = False,
+) -> Iterator[EnhancedFile]:
+    """Enhance raw files and write their images; yields each result as soon as it is ready, in any order.
+
+    A single file is enhanced in this process, several over the connected Ray cluster, where each actor loads the
+    network once. A file that fails leaves no image and does not stop the others.
+    memory_bytes: see `predict_bands`. Raises InputError if the checkpoint is missing or broken, or if there is no GPU.
+    """
+    load_generator(checkpoint)  # fail early, not in every actor
+    options = (str(checkpoint.resolve()), str(checkpoint), amplification, memory_bytes, use_gpu)
+    rows = [{"source": str(source.absolute()), "target": str(target.absolute())} for source, target in todo]
+    pending = {row["source"]: pair for row, pair in zip(rows, todo, strict=True)}
+    gpus = torch.cuda.device_count() if len(rows) == 1 else ray.cluster_resources().get("GPU", 0)
+    if use_gpu and not gpus:
+        raise InputError("--use-gpu: no GPU found, expected at least one; leave the option out to enhance on CPUs")
+    if len(rows) == 1:
+        results: Any = map(_Enhancer(*options), rows)
+    else:
+        cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
+        threads = 1 if use_gpu else min(THREADS, *cpus)
+        size = gpus if use_gpu else sum(count // threads for count in cpus)
+        context = DataContext.get_current().copy()
+        context.max_errored_blocks = -1  # a worker that dies (out of memory, decoder crash) loses only its own file
+        with DataContext.current(context), warnings.catch_warnings():
+            warnings.simplefilter("ignore", RayDeprecationWarning)  # ray_remote_args_fn has no replacement yet
+            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+                _Enhancer,
+                fn_constructor_args=options,
+                compute=ActorPoolStrategy(
+                    min_size=1, max_size=int(min(size, len(rows))), max_tasks_in_flight_per_actor=1
+                ),
+                num_cpus=threads,
+                num_gpus=1 if use_gpu else 0,
+                ray_remote_args_fn=lambda: {"max_task_retries": 0},
+            )
+            # Prefetching would hold back each result until the next one is ready.
+            batches = iter(dataset.iter_batches(batch_size=1, prefetch_batches=0))
+            with hidden_actor_warnings():
+                first = list(itertools.islice(batches, 1))
+        results = ({name: values[0] for name, values in batch.items()} for batch in itertools.chain(first, batches))
+    for row in results:
+        source, target = pending.pop(str(row["source"]))
+        yield EnhancedFile(source, target, str(row["ratio_text"]), float(row["seconds"]), str(row["error"]))
+    for source, target in pending.values():
+        yield EnhancedFile(source, target, "", 0.0, "the worker died, perhaps out of memory: try a lower --memory-gb")
+
+
+class _Enhancer:
+    """Loads the network once; each call enhances the raw file of a row and writes its image."""
+
+    def __init__(self, checkpoint: str, label: str, amplification: Amplification, memory_bytes: int, use_gpu: bool):
+        self.device = torch.device("cuda" if use_gpu else "cpu")
+        self.generator = load_generator(checkpoint)[0].to(self.device)
+        self.label, self.amplification, self.memory_bytes = label, amplification, memory_bytes
+
+    def __call__(self, row: dict[str, str]) -> dict[str, Any]:
+        source, target = storage.to_path(row["source"]), storage.to_path(row["target"])
+        local_path = source
+        start = time.perf_counter()
+        ratio_text = error = ""
+        try:
+            with storage.local_copy(source) as local_path:
+                frame = read_raw(local_path)
+            ratio, ratio_text = self.amplification.for_frame(frame)
+            image = enhance_raw(self.generator, frame, ratio, self.device, self.memory_bytes)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            write_image(target, image, frame, f"amplified {ratio_text}, enhanced by lsid_ray with {self.label}")
+        except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as exception:
+            error = str(exception).removeprefix(f"{local_path}: ") or type(exception).__name__
+        return {**row, "ratio_text": ratio_text, "seconds": time.perf_counter() - start, "error": error}

@@ -1,0 +1,96 @@
+"""Enhance one full frame: packed planes from the shards, or a decoded camera file."""
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lsid_ray.data.index import PackedFrame
+from lsid_ray.data.preprocess import network_input, to_camera_colors
+from lsid_ray.errors import InputError
+from lsid_ray.inference.bands import MEMORY_BYTES, predict_bands
+from lsid_ray.model.generator import Generator
+from lsid_ray.raw.color import srgb_from_camera
+from lsid_ray.raw.frame import RawFrame
+from lsid_ray.raw.mosaic import layout_of, pack, pack_black, phase_padding
+from lsid_ray.raw.render import upright
+
+Frame = RawFrame | PackedFrame  # either has the metadata that enhancing needs
+
+
+def frame_input(planes: np.ndarray, frame: Frame, ratio: float, generator: Generator, device: torch.device) -> Tensor:
+    """Convert the packed planes (C, h, w) uint16 of a short exposure to generator input (1, C, h, w) float32 in [0, 1].
+
+    Raises: InputError if the generator was trained for another kind of sensor.
+    """
+    kind = layout_of(frame.cfa).kind
+    if kind != generator.config.cfa:
+        raise InputError(f"sensor of kind {kind}; expected {generator.config.cfa}, on which the network was trained")
+    return network_input(
+        torch.from_numpy(planes)[None].to(device),
+        torch.from_numpy(pack_black(frame.black, frame.cfa)).float()[None].to(device),
+        torch.tensor([frame.white], device=device),
+        torch.tensor([frame.white_balance], device=device),
+        torch.tensor([ratio], device=device),
+        generator.config,
+    )
+
+
+def enhance_frame_bands(
+    generator: Generator,
+    planes: np.ndarray,
+    frame: Frame,
+    ratio: float,
+    device: torch.device,
+    memory_bytes: int = MEMORY_BYTES,
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Enhance one short exposure in bands of full rows, from top to bottom.
+
+    Yields (rows, W, 3) float32 in [0, 1], sRGB in sensor orientation, and the finest gate's weights (rows', w) in
+    packed pixels, or None. Together the bands have the size of the mosaic if `generator.scale` > 1, else the size of
+    the planes. For the arguments see `frame_input` and `predict_bands`.
+    """
+    inputs = frame_input(planes, frame, ratio, generator, device)
+    colors = torch.from_numpy(srgb_from_camera(frame.color_matrix)).float()
+    top, left = 0, 0
+    height, width = inputs.shape[2:]
+    if generator.scale > 1:
+        top, _, left, _ = phase_padding(frame.cfa, frame.height, frame.width)
+        height, width = frame.height, frame.width
+    row = -top  # first row of the band in the image; negative rows are padding
+    for image, weights in predict_bands(generator, inputs, memory_bytes=memory_bytes):
+        band = image[0, :, max(-row, 0) : height - row, left : left + width].float()
+        row += image.shape[2]
+        yield (
+            to_camera_colors(band, colors, generator.config).clamp(0, 1).permute(1, 2, 0),
+            None if weights is None else weights[0, 0],
+        )
+
+
+def enhance_frame(
+    generator: Generator,
+    planes: np.ndarray,
+    frame: Frame,
+    ratio: float,
+    device: torch.device,
+    memory_bytes: int = MEMORY_BYTES,
+) -> tuple[Tensor, Tensor | None]:
+    """Concatenate the bands of `enhance_frame_bands`: image (H, W, 3), and weights (h, w) or None."""
+    bands = list(enhance_frame_bands(generator, planes, frame, ratio, device, memory_bytes))
+    weights = [band_weights for _, band_weights in bands if band_weights is not None]
+    return torch.cat([image for image, _ in bands]), torch.cat(weights) if weights else None
+
+
+def enhance_raw(
+    generator: Generator, frame: RawFrame, ratio: float, device: torch.device, memory_bytes: int = MEMORY_BYTES
+) -> np.ndarray:
+    """Enhance a raw frame: (H, W, 3) uint16 sRGB, upright. Raises InputError as `frame_input` does."""
+    planes = pack(frame.mosaic, frame.cfa)
+    size = frame.mosaic.shape if generator.scale > 1 else planes.shape[1:]
+    image = np.empty((*size, 3), np.uint16)
+    row = 0
+    for band, _ in enhance_frame_bands(generator, planes, frame, ratio, device, memory_bytes):
+        image[row : row + len(band)] = (band * 65535).round().cpu().numpy()
+        row += len(band)
+    return upright(image, frame.orientation)
