@@ -1,9 +1,9 @@
-"""Score a checkpoint on full frames by PSNR and SSIM, beside the plain rendering.
+"""Score a checkpoint on full frames by PSNR and SSIM, next to the plain rendering.
 
     python jobs/evaluate.py runs/demo/best --shards data/demo-shards --split test
 
-Writes report.html with pictures, report.json and scores.csv, and ends with a table by amplification ratio and the
-report's path. A few seconds, and per frame as long as LibRaw and the network take.
+Takes a few seconds, plus per frame the time of LibRaw and of the network. Writes report.html with images, report.json
+and scores.csv; prints a table by amplification ratio and, last, the path of the report.
 """
 
 from dataclasses import dataclass
@@ -14,10 +14,10 @@ import tyro
 from lsid_ray import cluster, storage
 from lsid_ray.commandline import parse, run_job
 from lsid_ray.errors import InputError
-from lsid_ray.evaluate.predict import MEMORY_BYTES
+from lsid_ray.evaluate.evaluation import evaluate
 from lsid_ray.evaluate.report import table
-from lsid_ray.evaluate.score import evaluate
-from lsid_ray.progress import counting
+from lsid_ray.inference.bands import MEMORY_BYTES
+from lsid_ray.progress import counter
 
 
 @dataclass(frozen=True)
@@ -29,17 +29,17 @@ class Evaluate:
     shards: str
     """Folder that jobs/pack.py wrote."""
     split: Literal["train", "validation", "test"] = "test"
-    """Which scenes."""
+    """Split to score."""
     out: str = ""
-    """Folder of the report. Empty: "report" beside the checkpoint, with the split's name unless it is test."""
+    """Folder of the report. Empty: "report" next to the checkpoint, "report-SPLIT" for a split other than test."""
     memory_gb: float = MEMORY_BYTES / 2**30
-    """GiB that predicting one frame may take, beside the frame itself."""
-    pictures: int = 6
-    """Of how many frames the report shows pictures."""
+    """GiB of working memory for the prediction of one frame, besides the frame itself."""
+    images: int = 6
+    """Number of frames that the report shows."""
     include_misaligned: bool = False
-    """Score SID's scenes 10034, 10045 and 10172 too, whose long does not lie on its shorts."""
+    """Also score SID's scenes 10034, 10045 and 10172, whose exposures are not aligned."""
     use_gpu: bool = False
-    """Predict on GPUs, one frame each at a time, instead of on CPUs."""
+    """Predict on GPUs, one frame per GPU at a time, instead of on CPUs."""
 
 
 def main() -> None:
@@ -48,23 +48,23 @@ def main() -> None:
     if not 0 < options.memory_gb < 2**20:
         raise InputError(f"--memory-gb is {options.memory_gb}: expected more than 0")
     name = "report" if options.split == "test" else f"report-{options.split}"
-    checkpoint = storage.path(options.checkpoint)
+    checkpoint = storage.to_path(options.checkpoint)
     cluster.connect()
-    with counting("evaluating", "frames") as progress:
-        done = evaluate(
+    with counter("evaluating", "frames") as progress:
+        result = evaluate(
             checkpoint,
             options.shards,
             options.split,
             options.out or checkpoint.parent / name,
             memory_bytes=int(options.memory_gb * 2**30),
             use_gpu=options.use_gpu,
-            pictures=options.pictures,
+            images=options.images,
             include_misaligned=options.include_misaligned,
             progress=progress,
         )
-    if done.left_out:
-        print(f"left out as misaligned: {', '.join(done.left_out)}")
-    print(f"\n{table(done.summary)}\n\nreport: {done.report}")
+    if result.excluded:
+        print(f"excluded as misaligned: {', '.join(result.excluded)}")
+    print(f"\n{table(result.summary)}\n\nreport: {result.report}")
 
 
 if __name__ == "__main__":

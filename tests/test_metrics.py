@@ -22,7 +22,7 @@ def skimage_ssim(image: np.ndarray, target: np.ndarray) -> float:
 
 
 def photograph() -> np.ndarray:
-    return data.astronaut()[100:237, 60:271] / 255.0  # 137 x 211: no multiple of a strip
+    return data.astronaut()[100:237, 60:271] / 255.0  # 137 x 211: not a multiple of a strip
 
 
 def noisy(target: np.ndarray, sigma: float) -> np.ndarray:
@@ -30,7 +30,7 @@ def noisy(target: np.ndarray, sigma: float) -> np.ndarray:
 
 
 @pytest.mark.parametrize("sigma", [0.003, 0.05, 0.4])
-@pytest.mark.parametrize("scale", [1.0, 0.01])  # also nearly black, where only the constants hold it up
+@pytest.mark.parametrize("scale", [1.0, 0.01])  # nearly black, where K1 and K2 dominate
 def test_psnr_and_ssim_equal_scikit_image(sigma: float, scale: float):
     target = photograph() * scale
     image = noisy(target, sigma * scale)
@@ -55,7 +55,7 @@ def test_arrays_and_tensors_of_either_precision_score_the_same():
     assert metrics.ssim(*tensors) == metrics.ssim(image.astype(np.float64), target)
 
 
-def test_a_view_of_a_channels_first_tensor_scores_as_its_copy():
+def test_a_permuted_view_scores_the_same_as_its_copy():
     planes_3HW = torch.from_numpy(np.moveaxis(photograph(), -1, 0).copy())
     target = photograph() * 0.9
     assert metrics.ssim(planes_3HW.permute(1, 2, 0), target) == metrics.ssim(photograph(), target)
@@ -74,7 +74,7 @@ def test_values_outside_the_range_are_clamped():
     assert metrics.ssim(image, target) == metrics.ssim(np.clip(image, 0, 1), target)
 
 
-def test_eight_bit_rounds_to_the_nearest_and_keeps_the_type():
+def test_rounding_to_8_bit_rounds_to_nearest_and_keeps_the_type():
     values = np.array([-1, 0.4 / 255, 0.6 / 255, 127.6 / 255, 2], np.float32)
     rounded = metrics.round_to_8bit(values)
     assert rounded.dtype == np.float32
@@ -83,7 +83,7 @@ def test_eight_bit_rounds_to_the_nearest_and_keeps_the_type():
 
 
 @pytest.mark.parametrize("metric", [metrics.psnr_db, metrics.ssim])
-def test_what_cannot_be_scored_is_refused(metric):
+def test_invalid_frames_are_refused(metric):
     target = photograph()
     with pytest.raises(ValueError, match="one shape"):
         metric(target[:-1], target)

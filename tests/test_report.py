@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from lsid_ray.errors import InputError
-from lsid_ray.evaluate.report import Picture, Score, headline, summarize, table, write_report
+from lsid_ray.evaluate.report import headline, summarize, table, write_report
+from lsid_ray.evaluate.score import FrameImages, Score
 
 
 def score(scene: str, frame: int, ratio: float, gain: float, **other) -> Score:
@@ -49,10 +50,10 @@ def scores() -> list[Score]:
 
 
 @pytest.fixture
-def picture(scores: list[Score]) -> Picture:
+def frame(scores: list[Score]) -> FrameImages:
     views = np.random.default_rng(0).random((4, 40, 60, 3), np.float32)
     images = dict(zip(("short", "plain", "output", "target"), views, strict=True))
-    return Picture(scores[0].name, 100, images | {"attention": views[0, ::2, ::2, 0]})
+    return FrameImages(scores[0].name, 100, images | {"attention": views[0, ::2, ::2, 0]})
 
 
 def group(summary: dict, name: str) -> dict:
@@ -63,7 +64,7 @@ def gain_of(part: dict, over: str = "by_image") -> float:
     return part[over]["gain"]["psnr_db"]["mean"]
 
 
-def test_the_four_protocols_count_and_average_as_by_hand(scores: list[Score]):
+def test_the_four_protocols_match_counts_and_means_done_by_hand(scores: list[Score]):
     summary = summarize(scores)
     counts = {name: (g["images"], g["scenes"]) for g in summary["groups"] for name in g["names"]}
     assert counts == {
@@ -83,7 +84,7 @@ def test_the_four_protocols_count_and_average_as_by_hand(scores: list[Score]):
     ]
 
 
-def test_protocols_of_the_same_images_stand_once():
+def test_protocols_of_the_same_images_are_listed_once():
     summary = summarize([score("10003", 0, 100, 1), score("10006", 0, 100, 2)])
     assert [g["names"] for g in summary["groups"]] == [["all", "aligned", "first frames", "first frames, aligned"]]
 
@@ -93,7 +94,7 @@ def test_misaligned_scenes_alone_are_still_summarized():
 
 
 def test_the_interval_resamples_scenes_and_not_images():
-    # Many frames of each of six scenes, equal within a scene: images would promise a far tighter interval.
+    # Many equal frames of each of six scenes: resampling images would give a far narrower interval.
     gains = [0, 1, 2, 3, 4, 5]
     scores = [score(f"1000{i}", frame, 100, gain) for i, gain in enumerate(gains) for frame in range(50)]
     for over in ("by_image", "by_scene"):
@@ -107,7 +108,7 @@ def test_the_summary_is_the_same_each_time(scores: list[Score]):
     assert summarize(scores) == summarize(scores)
 
 
-def test_scenes_of_one_number_and_two_cameras_are_two(scores: list[Score]):
+def test_equal_scene_numbers_of_two_cameras_are_two_scenes(scores: list[Score]):
     fuji = [dataclasses.replace(s, camera="Fujifilm X-T2") for s in scores]
     assert summarize(scores + fuji)["groups"][0]["scenes"] == 6
 
@@ -122,7 +123,7 @@ def test_no_scores_are_refused():
         summarize([])
 
 
-def test_the_table_ends_with_all(scores: list[Score]):
+def test_the_last_row_of_the_table_is_over_all_ratios(scores: list[Score]):
     lines = table(summarize(scores)).splitlines()
     assert re.split(r"\s{2,}", lines[0].strip())[:3] == ["ratio", "images", "plain PSNR/SSIM"]
     assert re.split(r"\s{2,}", lines[2].strip())[:5] == [
@@ -142,8 +143,8 @@ def test_the_table_ends_with_all(scores: list[Score]):
     assert len({len(line) for line in lines}) == 1
 
 
-def test_a_report_holds_every_score_and_its_pages_links_lead_somewhere(tmp_path, scores, picture):
-    page = write_report(tmp_path / "run" / "report", scores, [picture], {"split": "test", "git": {"commit": "a1"}})
+def test_a_report_holds_every_score_and_its_links_resolve(tmp_path, scores, frame):
+    page = write_report(tmp_path / "run" / "report", scores, [frame], {"split": "test", "git": {"commit": "a1"}})
     folder = tmp_path / "run" / "report"
     assert page == folder / "report.html"
     assert sorted(p.name for p in folder.parent.iterdir()) == ["report"]
@@ -163,12 +164,12 @@ def test_a_report_holds_every_score_and_its_pages_links_lead_somewhere(tmp_path,
     assert "git.commit" in page.read_text() and "22.00 dB, SSIM 0.800" in page.read_text()
 
 
-def test_pictures_keep_their_pixels_and_wide_ones_shrink(tmp_path, scores, picture):
+def test_images_keep_their_pixels_and_wide_ones_are_reduced(tmp_path, scores, frame):
     wide = np.zeros((10, 3200, 3), np.uint8)
-    images = picture.images | {"target": wide}
-    write_report(tmp_path / "report", scores, [dataclasses.replace(picture, images=images)], {})
-    (output,) = (tmp_path / "report" / "pictures").glob("*_output.png")
-    (target,) = (tmp_path / "report" / "pictures").glob("*_target.png")
+    images = frame.images | {"target": wide}
+    write_report(tmp_path / "report", scores, [dataclasses.replace(frame, images=images)], {})
+    (output,) = (tmp_path / "report" / "images").glob("*_output.png")
+    (target,) = (tmp_path / "report" / "images").glob("*_target.png")
     np.testing.assert_array_equal(np.asarray(Image.open(output)), np.round(images["output"] * 255).astype(np.uint8))
     assert Image.open(target).size == (1600, 5)
 
@@ -187,37 +188,37 @@ def test_json_holds_no_nan_or_infinity(tmp_path, scores):
     table(report["summary"])
 
 
-def test_a_name_cannot_leave_the_folder_or_inject_markup(tmp_path, scores, picture):
+def test_a_name_cannot_leave_the_folder_or_inject_markup(tmp_path, scores, frame):
     name = "../<b>x&y</b>.ARW"
     named = [dataclasses.replace(scores[0], name=name)]
-    page = write_report(tmp_path / "report", named, [dataclasses.replace(picture, name=name)], {"a": "<i>"})
+    page = write_report(tmp_path / "report", named, [dataclasses.replace(frame, name=name)], {"a": "<i>"})
     assert "<b>x" not in page.read_text() and "<i>" not in page.read_text()
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
 
 
-def test_a_new_report_replaces_an_older_one_as_a_whole(tmp_path, scores, picture):
-    write_report(tmp_path / "report", scores, [picture], {"n": 1})
+def test_a_new_report_replaces_an_older_one_completely(tmp_path, scores, frame):
+    write_report(tmp_path / "report", scores, [frame], {"n": 1})
     write_report(tmp_path / "report", scores, [], {"n": 2})
     assert json.loads((tmp_path / "report" / "report.json").read_text())["record"] == {"n": 2}
-    assert list((tmp_path / "report" / "pictures").iterdir()) == []
+    assert list((tmp_path / "report" / "images").iterdir()) == []
 
 
-def test_a_report_that_fails_leaves_nothing_and_spares_the_older_one(tmp_path, scores, picture):
-    broken = dataclasses.replace(picture, images={"short": picture.images["short"]})
+def test_a_failed_report_leaves_nothing_behind_and_keeps_the_older_one(tmp_path, scores, frame):
+    broken = dataclasses.replace(frame, images={"short": frame.images["short"]})
     with pytest.raises(ValueError, match="lacks"):
         write_report(tmp_path / "report", scores, [broken], {})
     assert list(tmp_path.iterdir()) == []
-    write_report(tmp_path / "report", scores, [picture], {"n": 1})
+    write_report(tmp_path / "report", scores, [frame], {"n": 1})
     with pytest.raises(ValueError, match="no score of that name"):
-        write_report(tmp_path / "report", scores, [dataclasses.replace(picture, name="other")], {})
+        write_report(tmp_path / "report", scores, [dataclasses.replace(frame, name="other")], {})
     assert json.loads((tmp_path / "report" / "report.json").read_text())["record"] == {"n": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["report"]
 
 
-def test_a_folder_with_other_things_is_left_alone(tmp_path, scores):
+def test_a_folder_with_other_files_is_refused_and_left_alone(tmp_path, scores):
     (tmp_path / "thesis.tex").write_text("years of work")
     with pytest.raises(InputError, match=r"thesis\.tex"):
         write_report(tmp_path, scores, [], {})
-    with pytest.raises(InputError, match="this is a file"):
+    with pytest.raises(InputError, match="is a file, expected a folder"):
         write_report(tmp_path / "thesis.tex", scores, [], {})
     assert (tmp_path / "thesis.tex").read_text() == "years of work"

@@ -1,4 +1,4 @@
-"""PSNR and SSIM of a whole frame, as the project's protocol defines them (no crop, no brightness fit)."""
+"""PSNR and SSIM of a full frame: no border crop, no brightness fitting."""
 
 import math
 
@@ -9,11 +9,11 @@ from torch import Tensor
 WINDOW_SIGMA = 1.5
 WINDOW_RADIUS = 5  # scikit-image truncates at 3.5 sigma: 11 x 11 taps
 K1, K2 = 0.01, 0.03
-STRIP_ROWS = 16  # a strip of a 12-megapixel frame stays near the cache: measured 6 times slower at 256
+STRIP_ROWS = 16  # such a strip of a 12-megapixel frame stays in the cache; 256 rows are 6 times slower
 
 
 def psnr_db(image: np.ndarray | Tensor, target: np.ndarray | Tensor) -> float:
-    """Peak signal-to-noise ratio in dB over every pixel and channel; inf where both are equal.
+    """Peak signal-to-noise ratio in dB over every pixel and channel; inf if both are equal.
 
     image, target: (H, W, 3) floats, clamped to [0, 1] here. The error is squared and summed in float64.
     Raises ValueError for other shapes, integer arrays, and NaN.
@@ -33,8 +33,8 @@ def psnr_db(image: np.ndarray | Tensor, target: np.ndarray | Tensor) -> float:
 def ssim(image: np.ndarray | Tensor, target: np.ndarray | Tensor) -> float:
     """Structural similarity, the mean over channels and over every pixel whose 11 x 11 window fits the frame.
 
-    image, target: (H, W, 3) floats, H and W at least 11, clamped to [0, 1] here; on any device, the first
-    one's is used. Raises ValueError for other shapes, integer arrays, and NaN.
+    image, target: (H, W, 3) floats, H and W at least 11, clamped to [0, 1] here; computed on the image's device.
+    Raises ValueError for other shapes, integer arrays and NaN.
     Source: Wang et al. 2004, section III-B; equals scikit-image's structural_similarity with channel_axis=-1,
     data_range=1, gaussian_weights=True, sigma=1.5, use_sample_covariance=False.
     """
@@ -54,7 +54,7 @@ def ssim(image: np.ndarray | Tensor, target: np.ndarray | Tensor) -> float:
 
 
 def round_to_8bit(image: np.ndarray | Tensor) -> np.ndarray | Tensor:
-    """The nearest 8-bit picture, still as floats k/255: for the secondary scores of what a PNG would hold.
+    """The nearest 8-bit image, as floats k/255: for the secondary scores of what a PNG would hold.
 
     image: any shape, floats, clamped to [0, 1] here. Returns the same type, shape and dtype.
     """
@@ -64,7 +64,7 @@ def round_to_8bit(image: np.ndarray | Tensor) -> np.ndarray | Tensor:
 
 
 def _comparable(image: np.ndarray | Tensor, target: np.ndarray | Tensor) -> tuple[Tensor, Tensor]:
-    """Both frames as tensors on the image's device, without a copy where they lie there already."""
+    """Both frames as tensors on the image's device, copied only if needed."""
     image_HW3 = torch.as_tensor(image)
     target_HW3 = torch.as_tensor(target, device=image_HW3.device)
     if image_HW3.shape != target_HW3.shape or image_HW3.ndim != 3 or image_HW3.shape[-1] != 3:
@@ -86,7 +86,7 @@ def _ssim_sum(x_3HW: Tensor, y_3HW: Tensor) -> float:
     c1, c2 = K1**2, K2**2
     means_product = mean_x * mean_y
     means_squares = mean_x * mean_x + mean_y * mean_y
-    # Only the sum of both variances is ever used, so four planes are filtered and not five.
+    # Only the sum of both variances is needed, so four planes are filtered instead of five.
     luminance = (2 * means_product + c1) / (means_squares + c1)
     structure = (2 * (mean_product - means_product) + c2) / (mean_squares - means_squares + c2)
     return torch.sum(luminance * structure).item()
@@ -99,7 +99,7 @@ def _blur(planes: Tensor) -> Tensor:
     for axis in (-2, -1):
         length = planes.shape[axis] - 2 * WINDOW_RADIUS
         blurred = planes.narrow(axis, WINDOW_RADIUS, length) * (taps[0] / total)
-        for distance in range(1, WINDOW_RADIUS + 1):  # the window is symmetric: both ends share a tap
+        for distance in range(1, WINDOW_RADIUS + 1):  # symmetric window: both ends share a tap
             before = planes.narrow(axis, WINDOW_RADIUS - distance, length)
             after = planes.narrow(axis, WINDOW_RADIUS + distance, length)
             blurred.add_(before + after, alpha=taps[distance] / total)

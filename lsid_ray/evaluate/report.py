@@ -1,11 +1,10 @@
-"""Scores and pictures -> report.json, scores.csv, report.html: one folder, complete or absent."""
+"""Scores and images to report.json, scores.csv and report.html, in one folder that is written atomically."""
 
 import csv
 import dataclasses
 import json
 import math
 import re
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -13,65 +12,24 @@ import numpy as np
 from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate import page
+from lsid_ray.evaluate.score import FrameImages, Score
 from lsid_ray.storage import AnyPath
 
 BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
 REPORT = "report.html"
-ENTRIES = {"report.json", "scores.csv", "report.html", "pictures"}
+ENTRIES = {"report.json", "scores.csv", REPORT, "images"}
 METRICS = ("psnr_db", "ssim", "psnr8_db", "ssim8")
 
 
-@dataclass(frozen=True)
-class Score:
-    """One dark frame against its long exposure: full frame, clamped to [0, 1], no brightness fit."""
-
-    name: str
-    """The short exposure's file name."""
-    scene: str
-    camera: str
-    iso: float | None
-    """As the file has it; None where it has none."""
-    ratio: float
-    """Amplification, from the exposure times."""
-    first_frame: bool
-    """Frame 0 of its burst."""
-    misaligned: bool
-    """Short and long of this scene do not coincide (SID's 10034, 10045, 10172)."""
-    psnr_db: float
-    ssim: float
-    psnr8_db: float
-    """The two `8` metrics: output and target both rounded to 8 bit before."""
-    ssim8: float
-    plain_psnr_db: float
-    """The four `plain` metrics: the plain rendering of the amplified dark frame in the network's place."""
-    plain_ssim: float
-    plain_psnr8_db: float
-    plain_ssim8: float
-    seconds: float
-    """What the network's prediction of this frame took."""
-
-
-@dataclass(frozen=True)
-class Picture:
-    """What the report shows of one scored frame."""
-
-    name: str
-    """The score's name: its captions come from there."""
-    ratio: float
-    images: dict[str, np.ndarray]
-    """`short` (linear, not amplified), `plain`, `output`, `target`: (H, W, 3), floats in [0, 1] or uint8;
-    and `attention`, if the network has gates: (h, w), floats in [0, 1]."""
-
-
 def summarize(scores: list[Score]) -> dict:
-    """Means and 95% intervals by protocol and by ratio, as a dict that JSON can hold.
+    """Means and 95% intervals by protocol and by ratio, as plain JSON types.
 
-    Groups are SID's four: every image, those of aligned scenes (the headline), and of both the first frames
-    of each burst. Groups of the same images stand once, with all their names. Per group, and in it per
-    rounded ratio: images, scenes, and `by_image` and `by_scene`, the mean over images and over scenes'
-    means; there `network`, `plain` and `gain` hold for each metric its mean, low and high. The interval is
-    a percentile bootstrap over scenes (frames of one burst are not independent), with a fixed seed; low
+    The groups are SID's four protocols: all images, those of aligned scenes (the headline), and of each the first
+    frames of the bursts only. Groups of the same images are listed once, with all their names. Each group, and each
+    rounded ratio in it, has counts of images and scenes, and `by_image` and `by_scene`: the mean over images, and the
+    mean over the means of the scenes. These hold mean, low and high of each metric for `network`, `plain` and `gain`.
+    The interval is a percentile bootstrap over scenes (frames of a burst are not independent) with a fixed seed; low
     and high are None for a single scene, and so is a mean that is not finite.
     Raises ValueError without scores.
     """
@@ -115,8 +73,8 @@ def table(summary: dict) -> str:
             (
                 label,
                 str(part["images"]),
-                page.pair(means, "plain"),
-                page.pair(means, "network"),
+                page.psnr_ssim(means, "plain"),
+                page.psnr_ssim(means, "network"),
                 page.number(gain["mean"], "+.2f"),
                 page.interval(gain, "+.2f"),
             )
@@ -127,26 +85,26 @@ def table(summary: dict) -> str:
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def write_report(folder: AnyPath, scores: list[Score], pictures: list[Picture], record: dict) -> AnyPath:
-    """Write report.json, scores.csv, report.html and pictures/ to `folder`; return report.html's path.
+def write_report(folder: AnyPath, scores: list[Score], frames: list[FrameImages], record: dict) -> AnyPath:
+    """Write report.json, scores.csv, report.html and images/ to `folder`; returns the path of report.html.
 
-    record: what was evaluated and with what (checkpoint, split, commit, hardware, rendering ...), any depth.
-    An older report there is replaced as a whole. Raises InputError where the folder holds anything else,
-    ValueError for a picture without a score or without one of its four images.
+    frames: the frames to show. record: what was evaluated and how (checkpoint, split, rendering ...), nested freely.
+    An older report in the folder is replaced atomically. Raises InputError if the folder holds anything else,
+    ValueError for a frame without a score or without one of its four views.
     """
     folder = folder.resolve()
-    strangers = sorted({entry.name for entry in folder.iterdir()} - ENTRIES) if folder.is_dir() else []
-    if strangers:
-        raise InputError(f"{folder}: a report takes a folder for itself, this one holds {strangers[0]}")
+    others = sorted({entry.name for entry in folder.iterdir()} - ENTRIES) if folder.is_dir() else []
+    if others:
+        raise InputError(f"report folder {folder}: holds {others[0]}; expected an empty one or an older report")
     if folder.exists() and not folder.is_dir():
-        raise InputError(f"{folder}: a report is a folder, this is a file")
+        raise InputError(f"report folder {folder}: is a file, expected a folder")
     summary = summarize(scores)
-    with storage.writing_folder(folder, last=REPORT) as partial:
-        (partial / "pictures").mkdir()
+    with storage.atomic_folder(folder, last=REPORT) as partial:
+        (partial / "images").mkdir()
         _write_json(partial / "report.json", scores, summary, record)
         _write_csv(partial / "scores.csv", scores)
-        shown = [_show(partial, index, picture, scores) for index, picture in enumerate(pictures, start=1)]
-        (partial / REPORT).write_text(page.render(summary, headline(summary), shown, _jsonable(record)))
+        saved = [_save_frame(partial, number, frame, scores) for number, frame in enumerate(frames, start=1)]
+        (partial / REPORT).write_text(page.render_report(summary, headline(summary), saved, _jsonable(record)))
     return folder / REPORT
 
 
@@ -154,14 +112,14 @@ def _statistics(scores: list[Score]) -> dict:
     """Counts, means and intervals of one group."""
     columns = [[getattr(s, m) for m in METRICS] for s in scores]
     plain = [[getattr(s, f"plain_{m}") for m in METRICS] for s in scores]
-    with np.errstate(invalid="ignore"):  # inf - inf, where both are perfect, has no gain: it becomes None
+    with np.errstate(invalid="ignore"):  # inf - inf (both perfect) becomes None
         values = np.concatenate([columns, plain, np.subtract(columns, plain)], axis=1)
     scenes, scene_of = np.unique([f"{s.camera}/{s.scene}" for s in scores], return_inverse=True)
     counts = np.bincount(scene_of).astype(float)
     sums = np.zeros((len(scenes), values.shape[1]))
     np.add.at(sums, scene_of, values)
     generator = np.random.default_rng(BOOTSTRAP_SEED)
-    # How often each resample drew each scene; row 0 is the sample itself.
+    # How often each resample drew each scene; row 0 is the original sample.
     draws = generator.multinomial(len(scenes), np.full(len(scenes), 1 / len(scenes)), BOOTSTRAP_RESAMPLES)
     draws = np.concatenate([np.ones((1, len(scenes))), draws])
     with np.errstate(invalid="ignore"):
@@ -176,7 +134,7 @@ def _statistics(scores: list[Score]) -> dict:
 
 
 def _intervals(means: np.ndarray, scenes: int) -> dict:
-    """(1 + resamples, 3 x metrics), the sample's own first -> who -> metric -> mean, low, high."""
+    """(1 + resamples, 3 x metrics), the original sample first -> who -> metric -> mean, low, high."""
     with np.errstate(invalid="ignore"):
         lows, highs = np.percentile(means[1:], [2.5, 97.5], axis=0)
     if scenes < 2:
@@ -201,7 +159,7 @@ def _finite(value: float) -> float | None:
 
 
 def _jsonable(value: object) -> object:
-    """Plain JSON types; NaN and infinity, which JSON cannot hold, become None."""
+    """Plain JSON types; NaN and infinity become None."""
     if isinstance(value, dict):
         return {str(key): _jsonable(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -225,19 +183,19 @@ def _write_csv(path: Path, scores: list[Score]) -> None:
         writer.writerows(dataclasses.astuple(s) for s in scores)
 
 
-def _show(report: Path, index: int, picture: Picture, scores: list[Score]) -> page.Shown:
-    """Save one picture's files, captioned with the scores of its name."""
-    score = next((s for s in scores if s.name == picture.name), None)
+def _save_frame(report: Path, number: int, frame: FrameImages, scores: list[Score]) -> page.SavedImages:
+    """Save the views of one frame, captioned with its scores."""
+    score = next((score for score in scores if score.name == frame.name), None)
     if score is None:
-        raise ValueError(f"picture {picture.name} has no score of that name")
-    missing = {"short", "plain", "output", "target"} - picture.images.keys()
+        raise ValueError(f"frame {frame.name} has no score of that name")
+    missing = {"short", "plain", "output", "target"} - frame.images.keys()
     if missing:
-        raise ValueError(f"picture {picture.name} lacks {sorted(missing)}")
-    measured = {
+        raise ValueError(f"frame {frame.name} lacks the views {sorted(missing)}")
+    captions = {
         "plain": f"{score.plain_psnr_db:.2f} dB, SSIM {score.plain_ssim:.3f}",
         "output": f"{score.psnr_db:.2f} dB, SSIM {score.ssim:.3f}",
     }
-    stem = f"pictures/{index:02d}_{re.sub(r'[^A-Za-z0-9._-]', '_', picture.name)}"
+    stem = f"images/{number:02d}_{re.sub(r'[^A-Za-z0-9._-]', '_', frame.name)}"
     iso = "" if score.iso is None else f", ISO {score.iso:.0f}"
-    title = f"{picture.name} ({score.camera}{iso}), amplified x{picture.ratio:.0f}"
-    return page.save_views(report, stem, title, picture.images, measured)
+    title = f"{frame.name} ({score.camera}{iso}), amplified x{frame.ratio:.0f}"
+    return page.save_images(report, stem, title, frame.images, captions)

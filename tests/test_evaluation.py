@@ -1,4 +1,4 @@
-"""Scoring over the cluster: every full frame once, as a plain loop would."""
+"""Scoring over the cluster gives what a plain loop over all full frames would."""
 
 import json
 import shutil
@@ -10,18 +10,19 @@ import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
-from lsid_ray import config
-from lsid_ray.data.pack import pack_folder
-from lsid_ray.data.shards import Shards, open_shards
+from lsid_ray.config.schema import Experiment, GeneratorConfig
+from lsid_ray.data.index import Shards, open_shards
+from lsid_ray.data.pack import pack_dataset
 from lsid_ray.errors import InputError
-from lsid_ray.evaluate import enhance as enhancing
-from lsid_ray.evaluate.enhance import enhance
-from lsid_ray.evaluate.score import at_scale, evaluate, score_pair
-from lsid_ray.model import checkpoint
+from lsid_ray.evaluate.evaluation import evaluate
+from lsid_ray.evaluate.score import at_output_scale, score_frame
+from lsid_ray.inference import frame as inference_frame
+from lsid_ray.inference.frame import enhance_frame
+from lsid_ray.model.checkpoint import save_checkpoint
 from lsid_ray.model.generator import Generator
-from lsid_ray.raw.develop import plain_rendering, reference_rendering
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import read_raw
+from lsid_ray.raw.render import plain_rendering, reference_rendering
 
 CPU = torch.device("cpu")
 
@@ -33,7 +34,7 @@ def opened(shards: Path) -> Shards:
 
 def make_generator(**fields: object) -> Generator:
     torch.manual_seed(0)
-    return Generator(config.Generator(width=4, depth=2, **fields)).eval()
+    return Generator(GeneratorConfig(width=4, depth=2, **fields)).eval()
 
 
 @pytest.fixture
@@ -41,38 +42,38 @@ def saved(tmp_path: Path) -> Path:
     folder = tmp_path / "run" / "best"
     folder.mkdir(parents=True)
     generator = make_generator()
-    experiment = config.Experiment(name="x", generator=generator.config)
-    checkpoint.save(folder, experiment, generator, {}, {"step": 7, "epoch": 1, "psnr_db": 1.0, "ssim": 0.1})
+    experiment = Experiment(name="x", generator=generator.config)
+    save_checkpoint(folder, experiment, generator, {}, {"step": 7, "epoch": 1, "psnr_db": 1.0, "ssim": 0.1})
     return folder
 
 
-def test_every_image_is_scored_once_and_as_scikit_image_does(saved: Path, shards: Path, opened: Shards) -> None:
+def test_every_image_is_scored_once_and_equals_scikit_image(saved: Path, shards: Path, opened: Shards) -> None:
     calls: list[tuple[int, int]] = []
-    done = evaluate(saved, shards, "test", saved.parent / "report", memory_bytes=1, pictures=1, progress=_append(calls))
+    done = evaluate(saved, shards, "test", saved.parent / "report", memory_bytes=1, images=1, progress=_append(calls))
     report = json.loads((saved.parent / "report" / "report.json").read_text())
     assert [score["name"] for score in report["scores"]] == [pair.name for pair in opened.pairs]
     assert calls[-1] == (len(opened.pairs), len(opened.pairs))
     generator = make_generator()
     for pair, score in zip(opened.pairs, report["scores"], strict=True):
-        image = enhance(generator, opened.planes(pair), pair.short, pair.ratio, CPU)[0].numpy().astype(float)
+        image = enhance_frame(generator, opened.planes(pair), pair.short, pair.ratio, CPU)[0].numpy().astype(float)
         target = opened.target(pair).transpose(1, 2, 0) / 65535
         plain = plain_rendering(pair.short.raw_frame(opened.planes(pair)), pair.ratio) / 65535
         ssim = {"channel_axis": 2, "data_range": 1, "gaussian_weights": True, "sigma": 1.5}
-        for name, picture in (("", image), ("plain_", plain)):
-            psnr = peak_signal_noise_ratio(target, picture, data_range=1)
-            similarity = structural_similarity(target, picture, use_sample_covariance=False, **ssim)
-            assert score[f"{name}psnr_db"] == pytest.approx(psnr, abs=1e-4)
-            assert score[f"{name}ssim"] == pytest.approx(similarity, abs=1e-5)
+        for prefix, rendering in (("", image), ("plain_", plain)):
+            psnr = peak_signal_noise_ratio(target, rendering, data_range=1)
+            similarity = structural_similarity(target, rendering, use_sample_covariance=False, **ssim)
+            assert score[f"{prefix}psnr_db"] == pytest.approx(psnr, abs=1e-4)
+            assert score[f"{prefix}ssim"] == pytest.approx(similarity, abs=1e-5)
     assert report["record"]["split"] == "test" and report["record"]["rendering"]["libraw"]
     assert done.summary["groups"][0]["images"] == len(opened.pairs)
-    assert len(list((saved.parent / "report" / "pictures").glob("*_attention.png"))) == 1
+    assert len(list((saved.parent / "report" / "images").glob("*_attention.png"))) == 1
 
 
 def _append(calls: list) -> object:
     return lambda done, total: calls.append((done, total))
 
 
-def test_misaligned_scenes_are_left_out_and_named_unless_asked_for(
+def test_misaligned_scenes_are_excluded_and_named_unless_included(
     saved: Path, shards: Path, opened: Shards, tmp_path: Path
 ) -> None:
     marked = shutil.copytree(shards, tmp_path / "marked")
@@ -80,19 +81,19 @@ def test_misaligned_scenes_are_left_out_and_named_unless_asked_for(
     victim = next(pair for pair in index["pairs"] if pair["split"] == "test")
     victim["misaligned"] = True
     (marked / "index.json").write_text(json.dumps(index))
-    done = evaluate(saved, marked, "test", tmp_path / "a", pictures=0)
-    assert done.left_out == (victim["name"],)
+    done = evaluate(saved, marked, "test", tmp_path / "a", images=0)
+    assert done.excluded == (victim["name"],)
     assert done.summary["groups"][0]["images"] == len(opened.pairs) - 1
-    asked = evaluate(saved, marked, "test", tmp_path / "b", pictures=0, include_misaligned=True)
-    assert asked.left_out == () and asked.summary["groups"][0]["images"] == len(opened.pairs)
+    asked = evaluate(saved, marked, "test", tmp_path / "b", images=0, include_misaligned=True)
+    assert asked.excluded == () and asked.summary["groups"][0]["images"] == len(opened.pairs)
 
 
 @pytest.mark.parametrize("cut", [(0, 0), (0, 1), (1, 0), (1, 1)])
 @pytest.mark.parametrize("output", ["full", "half"])
-def test_frames_of_any_phase_and_odd_size_lie_on_their_targets(
+def test_outputs_of_any_phase_and_odd_size_are_aligned_with_their_targets(
     cluster: None, data_root: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, cut: tuple[int, int], output: str
 ) -> None:
-    """A network that passes the planes through must score best where it is, not a sensel aside."""
+    """A network that passes the planes through must match its target best without a shift."""
     row, column = cut
     root = tmp_path / "cut"
     for kind in ("short", "long"):
@@ -101,7 +102,7 @@ def test_frames_of_any_phase_and_odd_size_lie_on_their_targets(
             frame = read_raw(path)
             cfa = "".join("RGGB"[(y + row) % 2 * 2 + (x + column) % 2] for y in (0, 1) for x in (0, 1))
             write_dng(root / kind / path.name, replace(frame, mosaic=frame.mosaic[row:, column:], cfa=cfa))
-    pack_folder(root, tmp_path / "packed", tile=32)
+    pack_dataset(root, tmp_path / "packed", tile=32)
     opened = open_shards(tmp_path / "packed", ["test"])
     pair = opened.pairs[0]
     generator = make_generator(output=output)
@@ -110,10 +111,10 @@ def test_frames_of_any_phase_and_odd_size_lie_on_their_targets(
         rgb = torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 3]) / 2, planes[:, 2]], 1) ** 0.45
         return rgb if output == "half" else rgb.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
-    monkeypatch.setattr(enhancing, "predict_bands", lambda _, planes, **__: [(planes_as_image(planes), None)])
-    image, _ = enhance(generator, opened.planes(pair), pair.short, pair.ratio, CPU)
-    reference = reference_rendering(root / "long" / pair.long.source)
-    target = at_scale(reference, pair, generator.scale, CPU)
+    monkeypatch.setattr(inference_frame, "predict_bands", lambda _, planes, **__: [(planes_as_image(planes), None)])
+    image, _ = enhance_frame(generator, opened.planes(pair), pair.short, pair.ratio, CPU)
+    reference = reference_rendering(root / "long" / pair.long.shard.source)
+    target = at_output_scale(reference, pair, generator.scale, CPU)
     assert image.shape == target.shape
     if output == "full":
         assert image.shape[:2] == (pair.short.height, pair.short.width) == reference.shape[:2]
@@ -121,30 +122,30 @@ def test_frames_of_any_phase_and_odd_size_lie_on_their_targets(
     def error(dy: int, dx: int) -> float:
         inner = target[4:-4, 4:-4]
         moved = image[4 + dy : image.shape[0] - 4 + dy, 4 + dx : image.shape[1] - 4 + dx]
-        return float(np.mean((_grey(inner) - _grey(moved)) ** 2))
+        return float(np.mean((_gray(inner) - _gray(moved)) ** 2))
 
     errors = {(dy, dx): error(dy, dx) for dy in (-2, 0, 2) for dx in (-2, 0, 2)}
     assert min(errors, key=errors.get) == (0, 0)
 
 
-def _grey(image: torch.Tensor) -> np.ndarray:
-    grey = image.mean(-1).numpy()
-    return (grey - grey.mean()) / grey.std()
+def _gray(image: torch.Tensor) -> np.ndarray:
+    gray = image.mean(-1).numpy()
+    return (gray - gray.mean()) / gray.std()
 
 
-def test_a_picture_has_all_its_views_at_the_frames_size(opened: Shards) -> None:
+def test_the_images_of_a_frame_have_all_views_at_full_size(opened: Shards) -> None:
     pair = opened.pairs[0]
-    score, picture = score_pair(make_generator(), opened, pair, CPU, 1 << 20, with_picture=True)
-    assert picture is not None and picture.name == score.name
-    assert set(picture.images) == {"short", "plain", "output", "target", "attention"}
-    assert picture.images["short"].mean() < picture.images["plain"].mean()
-    assert {picture.images[v].shape for v in ("short", "plain", "output", "target")} == {(144, 192, 3)}
-    assert picture.images["attention"].shape == (72, 96)
-    without = score_pair(make_generator(gates=False), opened, pair, CPU, 1 << 20, with_picture=True)[1]
+    score, frame_images = score_frame(make_generator(), opened, pair, CPU, 1 << 20, with_images=True)
+    assert frame_images is not None and frame_images.name == score.name
+    assert set(frame_images.images) == {"short", "plain", "output", "target", "attention"}
+    assert frame_images.images["short"].mean() < frame_images.images["plain"].mean()
+    assert {frame_images.images[v].shape for v in ("short", "plain", "output", "target")} == {(144, 192, 3)}
+    assert frame_images.images["attention"].shape == (72, 96)
+    without = score_frame(make_generator(gates=False), opened, pair, CPU, 1 << 20, with_images=True)[1]
     assert without is not None and "attention" not in without.images
 
 
-def test_what_cannot_be_scored_is_one_clear_error(saved: Path, shards: Path, tmp_path: Path) -> None:
+def test_an_evaluation_that_cannot_run_is_an_input_error(saved: Path, shards: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"holds no index\.json"):
         evaluate(saved, tmp_path / "none", "test", tmp_path / "out")
     with pytest.raises(InputError, match=r"expected generator\.safetensors"):

@@ -1,0 +1,124 @@
+"""Every frame of a split scored once, over the Ray cluster, and the report on it."""
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from typing import Any
+
+import ray
+import ray.data
+import torch
+
+from lsid_ray import __version__, storage
+from lsid_ray.data.index import Pair, Shards, Split, open_shards
+from lsid_ray.errors import InputError
+from lsid_ray.evaluate.report import summarize, write_report
+from lsid_ray.evaluate.score import score_frame
+from lsid_ray.inference.bands import MEMORY_BYTES
+from lsid_ray.model.checkpoint import load_generator, load_metrics
+from lsid_ray.model.generator import Generator
+from lsid_ray.raw.mosaic import layout_of
+from lsid_ray.storage import AnyPath
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """A finished evaluation."""
+
+    report: AnyPath
+    summary: dict[str, Any]
+    """As `report.summarize` returns it."""
+    excluded: tuple[str, ...]
+    """Misaligned pairs that were not scored."""
+
+
+def evaluate(
+    checkpoint: str | AnyPath,
+    folder: str | AnyPath,
+    split: Split,
+    out: str | AnyPath,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+    use_gpu: bool = False,
+    images: int = 6,
+    include_misaligned: bool = False,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> Evaluation:
+    """Score a checkpoint and the plain rendering on every full frame of a split; write the report to `out`.
+
+    folder: the shards. memory_bytes: as `predict_bands`. images: number of frames that the report shows.
+    Raises: InputError as `load_generator`, `open_shards` and `write_report`, or if all pairs are misaligned.
+    """
+    checkpoint, folder = (storage.to_path(path).resolve() for path in (checkpoint, folder))  # workers have another cwd
+    generator, experiment = load_generator(checkpoint)  # fails here rather than in every worker
+    shards = open_shards(folder, [split])
+    pairs = [pair for pair in shards.pairs if include_misaligned or not pair.misaligned]
+    excluded = [pair.name for pair in shards.pairs if pair not in pairs]
+    if not pairs:
+        raise InputError(f"{folder}: all {len(excluded)} pairs of the {split} split are of misaligned scenes")
+    for pair in pairs:
+        if (kind := layout_of(pair.short.cfa).kind) != generator.config.cfa:
+            raise InputError(f"{folder}: {pair.name} is {kind}, {checkpoint} was trained for {generator.config.cfa}")
+    if use_gpu and not ray.cluster_resources().get("GPU"):
+        raise InputError("--use-gpu: the cluster has no GPU, expected at least one")
+    shown = _select(pairs, images)
+    rows = [
+        {"number": number, "pair": shards.pairs.index(pair), "with_images": number in shown}
+        for number, pair in enumerate(pairs)
+    ]
+    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
+        _score_row,
+        fn_args=(str(checkpoint), str(folder), split, memory_bytes, use_gpu),
+        num_cpus=1,
+        num_gpus=1 if use_gpu else 0,
+        max_calls=0,  # reuse the process: on a GPU, Ray would start one per frame, and each would load the network
+    )
+    results = {}
+    progress(0, len(pairs))
+    for row in dataset.iter_rows():
+        results[row["number"]] = row
+        progress(len(results), len(pairs))
+    if len(results) != len(pairs):
+        raise RuntimeError(f"{len(results)} of {len(pairs)} frames were scored")
+    ordered = [results[number] for number in sorted(results)]
+    scores = [row["score"] for row in ordered]
+    frames = [row["images"] for row in ordered if row["images"] is not None]
+    record = {
+        "checkpoint": {"folder": str(checkpoint), **load_metrics(checkpoint)},
+        "split": split,
+        "resolution": "full" if generator.scale > 1 else "half (2x2 means): not comparable with full resolution",
+        "excluded as misaligned": excluded,
+        "rendering": shards.rendering,
+        "program": f"lsid_ray {__version__}, torch {torch.__version__}",
+        "date": time.strftime("%Y-%m-%d"),
+        "experiment": asdict(experiment),
+    }
+    report = write_report(storage.to_path(out), scores, frames, record)
+    return Evaluation(report, summarize(scores), tuple(excluded))
+
+
+def _select(pairs: list[Pair], count: int) -> set[int]:
+    """Positions of `count` pairs: every scene before a second pair of any; first frames and high ratios first."""
+    seen: dict[str, int] = {}
+    ranked = []
+    for number in sorted(range(len(pairs)), key=lambda n: (pairs[n].frame, -pairs[n].ratio, pairs[n].name)):
+        scene = pairs[number].scene
+        ranked.append((seen.get(scene, 0), number))
+        seen[scene] = seen.get(scene, 0) + 1
+    return {number for _, number in sorted(ranked, key=lambda rank: rank[0])[:count]}
+
+
+@lru_cache(maxsize=1)
+def _load(checkpoint: str, folder: str, split: Split, use_gpu: bool) -> tuple[Generator, Shards, torch.device]:
+    """Network and index, loaded once per process."""
+    device = torch.device("cuda" if use_gpu else "cpu")
+    return load_generator(checkpoint)[0].to(device), open_shards(folder, [split]), device
+
+
+def _score_row(
+    row: dict[str, Any], checkpoint: str, folder: str, split: Split, memory_bytes: int, use_gpu: bool
+) -> dict[str, Any]:
+    generator, shards, device = _load(checkpoint, folder, split, use_gpu)
+    score, images = score_frame(generator, shards, shards.pairs[row["pair"]], device, memory_bytes, row["with_images"])
+    return {"number": row["number"], "score": score, "images": images}
