@@ -7,25 +7,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from lsid_ray import config
-from lsid_ray.config import Experiment
-from lsid_ray.model.inputs import Batch, training_pair
-from lsid_ray.presets import PRESETS
+from lsid_ray.config.presets import PRESETS
+from lsid_ray.config.schema import DiscriminatorConfig, Experiment, GeneratorConfig, LossConfig, OptimizerConfig
+from lsid_ray.data.batch import Batch
+from lsid_ray.data.preprocess import training_pair
 from lsid_ray.train.step import GanStep
 
 CPU = torch.device("cpu")
 MakeBatch = Callable[..., Batch]
 BASE = Experiment(
     name="small",
-    generator=config.Generator(width=4, depth=2),
-    discriminator=config.Discriminator(width=4, layers=2),
-    loss=config.Loss(adv_weight=0.1),
-    optimizer=config.Optimizer(generator_lr=1e-3, discriminator_lr=1e-3, schedule="constant"),
+    generator=GeneratorConfig(width=4, depth=2),
+    discriminator=DiscriminatorConfig(width=4, layers=2),
+    loss=LossConfig(adv_weight=0.1),
+    optimizer=OptimizerConfig(generator_lr=1e-3, discriminator_lr=1e-3, schedule="constant"),
 )
-SEED = replace(
-    PRESETS["seed"][1],
-    generator=replace(PRESETS["seed"][1].generator, width=4, depth=2),
-    discriminator=replace(PRESETS["seed"][1].discriminator, width=4, layers=2),
+THESIA = replace(
+    PRESETS["thesia"][1],
+    generator=replace(PRESETS["thesia"][1].generator, width=4, depth=2),
+    discriminator=replace(PRESETS["thesia"][1].discriminator, width=4, layers=2),
 )
 
 
@@ -56,7 +56,7 @@ def test_weight_zero_builds_no_discriminator(make_batch: MakeBatch):
 
 @pytest.mark.parametrize("kind", ["relativistic", "hinge", "bce"])
 @pytest.mark.parametrize("norm", ["none", "batch", "spectral"])
-def test_both_networks_learn_and_their_losses_are_told(kind: str, norm: str, make_batch: MakeBatch):
+def test_both_networks_learn_and_all_losses_are_returned(kind: str, norm: str, make_batch: MakeBatch):
     experiment = with_loss(adversarial=kind)
     step = GanStep(replace(experiment, discriminator=replace(experiment.discriminator, norm=norm)), 10, CPU)
     before = parameters(step.generator), parameters(step.discriminator)
@@ -69,12 +69,12 @@ def test_both_networks_learn_and_their_losses_are_told(kind: str, norm: str, mak
     assert step.step == 1
 
 
-def seeds_discriminator(network: nn.Module, planes: Tensor, image: Tensor) -> Tensor:
+def baseline_discriminator(network: nn.Module, planes: Tensor, image: Tensor) -> Tensor:
     return network.layers(torch.cat([planes, image], dim=1))
 
 
-def test_the_seeds_steps_equal_the_recipe_written_out(make_batch: MakeBatch):
-    step = GanStep(SEED, 10, CPU)
+def test_steps_of_the_baseline_equal_its_recipe_written_out(make_batch: MakeBatch):
+    step = GanStep(THESIA, 10, CPU)
     generator, discriminator = copy.deepcopy(step.generator).train(), copy.deepcopy(step.discriminator).train()
     adam_g = torch.optim.Adam(generator.parameters(), lr=2e-4, betas=(0.5, 0.999))
     adam_d = torch.optim.Adam(discriminator.parameters(), lr=2e-4, betas=(0.5, 0.999))
@@ -86,14 +86,14 @@ def test_the_seeds_steps_equal_the_recipe_written_out(make_batch: MakeBatch):
         target = (long[..., ::2, ::2] + long[..., 1::2, ::2] + long[..., ::2, 1::2] + long[..., 1::2, 1::2]) / 4
 
         image = generator(planes)
-        real = seeds_discriminator(discriminator, planes, target)
-        fake = seeds_discriminator(discriminator, planes, image.detach())
+        real = baseline_discriminator(discriminator, planes, target)
+        fake = baseline_discriminator(discriminator, planes, image.detach())
         loss_d = (bce(real, torch.ones_like(real)) + bce(fake, torch.zeros_like(fake))) / 2
         adam_d.zero_grad()
         loss_d.backward()
         gradients_d = [p.grad.clone() for p in discriminator.parameters()]
         adam_d.step()
-        fake = seeds_discriminator(discriminator, planes, image)
+        fake = baseline_discriminator(discriminator, planes, image)
         adversarial, pixel = bce(fake, torch.ones_like(fake)), l1(image, target)
         adam_g.zero_grad()
         (adversarial + 100 * pixel).backward()
@@ -103,15 +103,15 @@ def test_the_seeds_steps_equal_the_recipe_written_out(make_batch: MakeBatch):
         expected = {"l1": pixel, "adversarial": adversarial, "discriminator": loss_d}
         for name, loss in expected.items():
             assert losses[name].item() == pytest.approx(loss.item(), rel=1e-4), (seed, name)
-        if seed == 0:  # later, Adam has turned the rounding of gradients that are 0 into steps of either sign
+        if seed == 0:  # later, Adam turns the rounding errors of zero gradients into steps of either sign
             gradients = [*gradients_d, *(p.grad for p in generator.parameters())]
-            mine = [p.grad for network in (step.discriminator, step.generator) for p in network.parameters()]
-            for a, b in zip(mine, gradients, strict=True):
+            actual = [p.grad for network in (step.discriminator, step.generator) for p in network.parameters()]
+            for a, b in zip(actual, gradients, strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("kind", ["relativistic", "bce"])
-def test_the_generators_update_leaves_the_discriminators_weights_and_gradients_alone(kind: str, make_batch: MakeBatch):
+def test_the_generator_update_changes_no_weights_or_gradients_of_the_discriminator(kind: str, make_batch: MakeBatch):
     step = GanStep(with_loss(adversarial=kind), 10, CPU)
     update, after = step._update_discriminator, []
 
@@ -130,47 +130,47 @@ def test_the_generators_update_leaves_the_discriminators_weights_and_gradients_a
     assert not equal(after[0][0], after[1][0])
 
 
-def test_the_discriminators_update_leaves_no_gradient_in_the_generator(make_batch: MakeBatch):
+def test_the_discriminator_update_leaves_no_gradients_in_the_generator(make_batch: MakeBatch):
     step = GanStep(with_loss(adv_weight=1e-30), 10, CPU)
-    twin = GanStep(with_loss(adv_weight=0), 10, CPU)
+    without = GanStep(with_loss(adv_weight=0), 10, CPU)
     step(make_batch())
-    twin(make_batch())
-    for a, b in zip(step.generator.parameters(), twin.generator.parameters(), strict=True):
+    without(make_batch())
+    for a, b in zip(step.generator.parameters(), without.generator.parameters(), strict=True):
         torch.testing.assert_close(a.grad, b.grad)
 
 
-def test_the_warmup_is_training_without_a_discriminator(make_batch: MakeBatch):
+def test_the_warmup_trains_without_a_discriminator(make_batch: MakeBatch):
     step = GanStep(with_loss(warmup_steps=3), 10, CPU)
-    twin = GanStep(with_loss(adv_weight=0), 10, CPU)
+    without = GanStep(with_loss(adv_weight=0), 10, CPU)
     untouched = values(step.discriminator)
     for seed in range(3):
-        losses, expected = step(make_batch(seed=seed)), twin(make_batch(seed=seed))
+        losses, expected = step(make_batch(seed=seed)), without(make_batch(seed=seed))
         assert torch.equal(losses["l1"], expected["l1"])
         assert losses["adversarial"] == losses["discriminator"] == 0
-        assert equal(values(step.generator), values(twin.generator))
-        assert equal(values(step.average), values(twin.average))
+        assert equal(values(step.generator), values(without.generator))
+        assert equal(values(step.average), values(without.average))
     assert equal(values(step.discriminator), untouched)
     losses = step(make_batch(seed=3))
-    twin(make_batch(seed=3))
+    without(make_batch(seed=3))
     assert losses["discriminator"] > 0
-    assert not equal(values(step.generator), values(twin.generator))
+    assert not equal(values(step.generator), values(without.generator))
     assert not equal(values(step.discriminator), untouched)
 
 
-def test_initial_weights_follow_from_the_seed_alone():
+def test_initial_weights_depend_on_the_seed_only():
     torch.manual_seed(77)
     step = GanStep(BASE, 10, CPU)
     torch.manual_seed(78)
-    twin = GanStep(with_loss(adv_weight=0.7), 99, CPU)
+    without = GanStep(with_loss(adv_weight=0.7), 99, CPU)
     other = GanStep(replace(BASE, training=replace(BASE.training, seed=1)), 10, CPU)
-    assert equal(values(step.generator), values(twin.generator))
-    assert equal(values(step.discriminator), values(twin.discriminator))
+    assert equal(values(step.generator), values(without.generator))
+    assert equal(values(step.discriminator), values(without.discriminator))
     assert equal(values(step.generator), values(step.average))
     assert not equal(values(step.generator), values(other.generator))
     assert not equal(values(step.discriminator), values(other.discriminator))
 
 
-def test_the_moving_average_follows_its_formula_and_copies_statistics(make_batch: MakeBatch):
+def test_the_moving_average_follows_its_formula_and_copies_buffers(make_batch: MakeBatch):
     experiment = replace(
         BASE,
         generator=replace(BASE.generator, norm="batch"),
@@ -194,7 +194,7 @@ def test_the_moving_average_follows_its_formula_and_copies_statistics(make_batch
 
 
 def test_without_a_moving_average_the_generator_itself_is_scored(make_batch: MakeBatch):
-    step = GanStep(SEED, 10, CPU)
+    step = GanStep(THESIA, 10, CPU)
     assert step.average is None and step.scored is step.generator
     assert "average" not in step.state_dict()
 
@@ -202,7 +202,7 @@ def test_without_a_moving_average_the_generator_itself_is_scored(make_batch: Mak
 @pytest.mark.parametrize("schedule", ["constant", "drop", "cosine"])
 def test_learning_rates_follow_their_schedule(schedule: str, make_batch: MakeBatch):
     rates = {"generator_lr": 1e-3, "discriminator_lr": 4e-3}
-    step = GanStep(replace(BASE, optimizer=config.Optimizer(**rates, schedule=schedule)), 6, CPU)
+    step = GanStep(replace(BASE, optimizer=OptimizerConfig(**rates, schedule=schedule)), 6, CPU)
     expected = {
         "constant": [1] * 6,
         "drop": [1, 1, 1, 0.1, 0.1, 0.1],
@@ -214,8 +214,8 @@ def test_learning_rates_follow_their_schedule(schedule: str, make_batch: MakeBat
         assert step.optimizer_d.param_groups[0]["lr"] == pytest.approx(4e-3 * factor)
 
 
-def test_a_cosine_ends_at_a_hundredth():
-    step = GanStep(replace(BASE, optimizer=config.Optimizer(schedule="cosine")), 1000, CPU)
+def test_the_cosine_schedule_ends_at_a_hundredth():
+    step = GanStep(replace(BASE, optimizer=OptimizerConfig(schedule="cosine")), 1000, CPU)
     step.step = 1000
     assert step._learning_rate_factor() == pytest.approx(0.01)
 
@@ -230,21 +230,21 @@ def test_a_learning_rate_scales_the_first_step(make_batch: MakeBatch):
 
 
 @pytest.mark.parametrize("experiment", [with_loss(adv_weight=0), with_loss(adv_weight=0.01)], ids=["l1", "gan"])
-def test_the_error_falls_on_a_batch_that_repeats(experiment: Experiment, make_batch: MakeBatch):
+def test_the_loss_falls_on_a_repeated_batch(experiment: Experiment, make_batch: MakeBatch):
     optimizer = replace(experiment.optimizer, generator_lr=5e-3)
     step, batch = GanStep(replace(experiment, optimizer=optimizer), 30, CPU), make_batch()
     errors = [step(batch)["l1"].item() for _ in range(30)]
     assert errors[-1] < 0.6 * errors[0]
 
 
-def test_gradients_of_half_batches_average_to_those_of_the_whole(make_batch: MakeBatch):
+def test_gradients_of_half_batches_average_to_those_of_the_full_batch(make_batch: MakeBatch):
     def gradients(batch: Batch) -> list[Tensor]:
         step = GanStep(with_loss(adv_weight=0), 10, CPU)
         step(batch)
         return [p.grad for p in step.generator.parameters()]
 
     batch = make_batch(4)
-    tensors = ("short", "long", "black", "white", "white_balance", "colors", "ratio", "flips")
+    tensors = ("short", "long", "black", "white", "white_balance", "srgb_from_camera", "ratio", "flips")
     halves = [
         replace(batch, **{name: getattr(batch, name)[part] for name in tensors}) for part in (slice(2), slice(2, 4))
     ]
@@ -266,7 +266,7 @@ def test_the_networks_are_trained_through_their_wrappers(make_batch: MakeBatch):
 
     step = GanStep(BASE, 10, CPU, wrap=Wrapper)
     step(make_batch())
-    assert calls == [step.generator, step.discriminator]  # one pass each, or DDP would wait for a second backward
+    assert calls == [step.generator, step.discriminator]  # one forward pass each: DDP would wait for a second backward
     assert not any("network." in name for part in ("generator", "discriminator") for name in step.state_dict()[part])
 
 

@@ -1,4 +1,4 @@
-"""One step of the GAN: torch only, so that it can be tuned on a single GPU without Ray."""
+"""One training step of the GAN. Torch only, so that it can be tuned on a single GPU without Ray."""
 
 import copy
 import math
@@ -8,18 +8,21 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lsid_ray.config import Experiment
+from lsid_ray.config.schema import Experiment
+from lsid_ray.data.batch import Batch
+from lsid_ray.data.preprocess import training_pair
 from lsid_ray.model.discriminator import Discriminator
 from lsid_ray.model.generator import Generator
-from lsid_ray.model.inputs import Batch, training_pair
 from lsid_ray.model.losses import adversarial_weight, discriminator_loss, generator_loss, l1
 
 
 class GanStep:
-    """Both networks with their optimisers; called with a batch, it updates each once.
+    """Both networks with their optimizers; a call with a batch updates each of them once.
 
-    With `loss.adv_weight` 0 there is no discriminator. `wrap` makes a network distributed (DDP); gradients are then
-    means over the workers. The networks' initial weights follow from `training.seed`.
+    There is no discriminator if `loss.adv_weight` is 0. `wrap` makes a network distributed (DDP), which averages the
+    gradients over the workers. `training.seed` determines the initial weights. The moving average and the schedules
+    are pure functions of the step here; torch's AveragedModel has no warm-up of the decay, and its schedulers have
+    state to save.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class GanStep:
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval() if optimizer.ema_decay else None
         self.discriminator: Discriminator | None = None
         if experiment.loss.adv_weight > 0:
-            torch.manual_seed(experiment.training.seed + 1)  # the generator's weights do not depend on it
+            torch.manual_seed(experiment.training.seed + 1)  # so the generator's weights do not depend on it
             self.discriminator = Discriminator(experiment.discriminator, self.generator.planes, self.generator.scale)
             self.discriminator.to(device, memory_format=layout)
             self.wrapped_discriminator = wrap(self.discriminator)
@@ -52,14 +55,14 @@ class GanStep:
 
     @property
     def scored(self) -> Generator:
-        """The generator that is validated and kept: the moving average, where there is one."""
+        """The generator that is validated and saved: the moving average, if there is one."""
         return self.average or self.generator
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
-        """Update the networks on this worker's part of a batch.
+        """Update the networks on this worker's share of a batch.
 
-        Returns this worker's losses as detached scalars on the device: "l1", and with a discriminator
-        "adversarial" (unweighted) and "discriminator"; 0 during the warm-up.
+        Returns this worker's losses as detached scalars on the device: "l1" and, with a discriminator, "adversarial"
+        (unweighted) and "discriminator", which are 0 during the warm-up.
         """
         e = self.experiment
         planes, target = training_pair(batch, e.generator)
@@ -93,7 +96,7 @@ class GanStep:
         assert self.discriminator is not None
         self.discriminator.train().requires_grad_(True)
         with self._autocast():
-            if self.experiment.discriminator.norm == "batch":  # real and fake are normalised each by themselves
+            if self.experiment.discriminator.norm == "batch":  # separate batch statistics for real and fake
                 real = self.wrapped_discriminator(planes, target)
                 fake = self.wrapped_discriminator(planes, image)
             else:
@@ -103,7 +106,7 @@ class GanStep:
         return loss
 
     def _adversarial(self, planes: Tensor, target: Tensor, image: Tensor) -> Tensor:
-        """The discriminator's own weights get no gradient here, and it is not the distributed wrapper's step."""
+        """The adversarial loss. Bypasses the DDP wrapper, as the discriminator's weights need no gradient here."""
         assert self.discriminator is not None
         self.discriminator.requires_grad_(False)
         kind, real = self.experiment.loss.adversarial, None
@@ -133,10 +136,10 @@ class GanStep:
 
     @torch.no_grad()
     def _update_average(self, decay: float) -> None:
-        """Parameters are averaged; buffers (BatchNorm's statistics are averages already) are copied."""
+        """Average the parameters; copy the buffers (BatchNorm's statistics are averages already)."""
         assert self.average is not None
         averaged, current = list(self.average.parameters()), list(self.generator.parameters())
-        # A short past is averaged with a shorter memory, or the random start would stay in it for long.
+        # Early on the decay is lower, so that the random initial weights are forgotten quickly.
         torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + self.step) / (10 + self.step)))
         for average, value in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             average.copy_(value)
@@ -155,7 +158,7 @@ class GanStep:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where `state_dict` was taken; of the same experiment."""
+        """Resume from a `state_dict` of the same experiment."""
         self.step = state["step"]
         self.generator.load_state_dict(state["generator"])
         self.optimizer_g.load_state_dict(state["optimizer_g"])

@@ -1,7 +1,7 @@
-"""Over which network interface gloo's processes meet: that of the node's address in Ray.
+"""The network interface that gloo uses between training workers: that of the node's address in Ray.
 
-Left alone, gloo takes the address that the host's own name leads to. On Debian and Ubuntu that is 127.0.1.1, where no
-other node can be reached; on a cluster of one machine it may be an address that the network can reach.
+By default gloo takes the address that the host name resolves to. On Debian and Ubuntu that is 127.0.1.1, which other
+nodes cannot reach; on a single machine it may be an address that the network can reach.
 """
 
 import os
@@ -17,12 +17,12 @@ INTERFACE = "GLOO_SOCKET_IFNAME"
 
 
 @dataclass
-class Torch(TorchConfig):
-    """Ray Train's, with the interface chosen before processes meet."""
+class GlooTorchConfig(TorchConfig):
+    """Ray Train's TorchConfig that sets the interface before the process group is created."""
 
     @property
     def backend_cls(self) -> type[Backend]:
-        """What sets the processes up."""
+        """The class that sets up the workers' processes."""
         return _Backend
 
 
@@ -33,7 +33,7 @@ class _Backend(TorchConfig().backend_cls):
 
 
 def choose_interface() -> None:
-    """Set this process's interface, unless its user has."""
+    """Set this process's interface, unless the user has set one."""
     address = ray.util.get_node_ip_address()
     for name, addresses in psutil.net_if_addrs().items():
         if any(each.address == address for each in addresses):

@@ -1,4 +1,4 @@
-"""Processes meet over the network of their node's address."""
+"""Workers use the network interface of their node's address."""
 
 import os
 
@@ -6,10 +6,10 @@ import psutil
 import pytest
 import ray.util
 
-from lsid_ray.train.network import INTERFACE, Torch, choose_interface
+from lsid_ray.train.gloo import INTERFACE, GlooTorchConfig, choose_interface
 
 
-def test_the_interface_is_that_of_the_nodes_address_unless_it_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_interface_is_that_of_the_nodes_address_unless_the_user_set_one(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv(INTERFACE, raising=False)
     for name, addresses in psutil.net_if_addrs().items():
         for address in addresses:
@@ -17,7 +17,7 @@ def test_the_interface_is_that_of_the_nodes_address_unless_it_is_said(monkeypatc
             monkeypatch.delenv(INTERFACE, raising=False)
             choose_interface()
             assert os.environ[INTERFACE] == name
-    monkeypatch.setenv(INTERFACE, "said")
+    monkeypatch.setenv(INTERFACE, "eth9")
     choose_interface()
-    assert os.environ[INTERFACE] == "said"
-    assert Torch().backend_cls.__mro__[1] is Torch.__mro__[1]().backend_cls
+    assert os.environ[INTERFACE] == "eth9"
+    assert GlooTorchConfig().backend_cls.__mro__[1] is GlooTorchConfig.__mro__[1]().backend_cls

@@ -1,4 +1,4 @@
-"""Whole runs under Ray Train on a real cluster: distributed, interrupted, diverging, refused."""
+"""Complete runs under Ray Train on a real cluster: distributed, interrupted, diverging, refused."""
 
 import contextlib
 import json
@@ -18,19 +18,22 @@ import pytest
 import ray
 import torch
 
-from lsid_ray import config
-from lsid_ray.data.shards import open_shards
-from lsid_ray.errors import InputError, PartFailure
+from lsid_ray.config.schema import Experiment
+from lsid_ray.config.serialization import from_json, to_json
+from lsid_ray.data.index import open_shards
+from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.evaluate.score import validate
 from lsid_ray.model.checkpoint import load_generator
-from lsid_ray.train.launch import Event, last_step, train
+from lsid_ray.train.events import Event
+from lsid_ray.train.run_folder import checkpoint_step
+from lsid_ray.train.trainer import train
 
-MakeExperiment = Callable[..., config.Experiment]
-SLOW = {"epochs": 40, "validate_every": 4}  # long enough to be killed in the middle
+MakeExperiment = Callable[..., Experiment]
+LONG = {"epochs": 40, "validate_every": 4}  # long enough to be killed in the middle
 
 
-def losses(folder: Path) -> dict[int, float]:
-    """Mean L1 of each validation's epochs, by step."""
+def validation_psnr(folder: Path) -> dict[int, float]:
+    """PSNR of each validation, by step."""
     return {event["step"]: event["psnr_db"] for event in events(folder) if event["kind"] == "validation"}
 
 
@@ -49,22 +52,24 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
     e = experiment(training={"epochs": 3})
     run = train(e, str(shards), on_event=seen.append)
     assert [event["epoch"] for event in seen if event["kind"] == "validation"] == [1, 2, 3]
-    assert seen == events(run.folder), "the log is what was shown"
+    assert seen == events(run.folder), "the log holds the events that were shown"
     steps = [event for event in seen if event["kind"] == "train"]
     assert steps and {"l1", "adversarial", "discriminator", "samples_per_s", "seconds_left"} <= steps[-1].keys()
-    assert run.facts["psnr_db"] == max(event["psnr_db"] for event in seen if event["kind"] == "validation")
-    assert run.facts["frames"] == len(open_shards(shards, ["validation"]).pairs), "each validation frame once"
-    assert config.from_json((run.folder / "experiment.json").read_text(), "") == e
+    assert run.metrics["psnr_db"] == max(event["psnr_db"] for event in seen if event["kind"] == "validation")
+    assert run.metrics["frames"] == len(open_shards(shards, ["validation"]).pairs), (
+        "each validation frame is scored once"
+    )
+    assert from_json((run.folder / "experiment.json").read_text(), "") == e
     assert list((run.folder / "tensorboard").iterdir())
-    generator, kept = load_generator(run.best)
-    assert kept == e
+    generator, loaded = load_generator(run.best)
+    assert loaded == e
     opened = open_shards(shards, ["validation"])
     scores = validate(generator, opened, list(opened.pairs), torch.device("cpu"))
-    assert np.mean([score["psnr_db"] for score in scores]) == pytest.approx(run.facts["psnr_db"], abs=1e-4)
+    assert np.mean([score["psnr_db"] for score in scores]) == pytest.approx(run.metrics["psnr_db"], abs=1e-4)
 
     again = train(e, str(shards))
-    assert again.facts == run.facts and last_step(run.folder) == seen[-1]["step"]
-    assert [event["kind"] for event in events(run.folder)][-1] == "start", "a finished run trains nothing"
+    assert again.metrics == run.metrics and checkpoint_step(run.folder) == seen[-1]["step"]
+    assert [event["kind"] for event in events(run.folder)][-1] == "start", "a finished run does not train"
 
     with pytest.raises(InputError, match=r"another experiment \(loss.adv_weight is 0.01 there, 0.5 here\)"):
         train(replace(e, loss=replace(e.loss, adv_weight=0.5)), str(shards))
@@ -77,18 +82,23 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
         train(e, str(other))
 
 
-def test_a_run_that_ends_early_goes_on_as_if_it_had_not(shards: Path, experiment: MakeExperiment) -> None:
+def test_a_run_stopped_at_an_epoch_continues_as_if_it_had_not_stopped(shards: Path, experiment: MakeExperiment) -> None:
     e = experiment("halves", training={"epochs": 4})
-    first = train(e, str(shards), epochs=2)
-    assert last_step(first.folder) == 6 and [event["kind"] for event in events(first.folder)].count("validation") == 2
-    train(e, str(shards), epochs=2)
-    assert [event["step"] for event in events(first.folder) if event["kind"] == "start"] == [0, 6], "nothing was done"
+    first = train(e, str(shards), until_epoch=2)
+    assert (
+        checkpoint_step(first.folder) == 6
+        and [event["kind"] for event in events(first.folder)].count("validation") == 2
+    )
+    train(e, str(shards), until_epoch=2)
+    assert [event["step"] for event in events(first.folder) if event["kind"] == "start"] == [0, 6], (
+        "the second call trains nothing"
+    )
     train(e, str(shards))
-    whole = train(replace(e, name="whole"), str(shards))
-    assert losses(first.folder) == pytest.approx(losses(whole.folder), abs=1e-4)
+    complete = train(replace(e, name="complete"), str(shards))
+    assert validation_psnr(first.folder) == pytest.approx(validation_psnr(complete.folder), abs=1e-4)
 
 
-def test_a_file_named_stop_ends_a_run_with_a_checkpoint(shards: Path, experiment: MakeExperiment) -> None:
+def test_a_stop_file_ends_a_run_and_keeps_its_best_checkpoint(shards: Path, experiment: MakeExperiment) -> None:
     e = experiment("stopped", training={"epochs": 4000, "validate_every": 10})
     folder = Path(e.storage, e.name)
 
@@ -97,21 +107,21 @@ def test_a_file_named_stop_ends_a_run_with_a_checkpoint(shards: Path, experiment
             (folder / "stop").touch()
 
     run = train(e, str(shards), on_event=stop)
-    assert 0 < last_step(folder) < 6000 and run.facts["psnr_db"] > 0
+    assert 0 < checkpoint_step(folder) < 6000 and run.metrics["psnr_db"] > 0
 
 
 def test_the_result_does_not_depend_on_the_number_of_workers(shards: Path, experiment: MakeExperiment) -> None:
-    # The hinge loss is a mean over samples, as L1 is; the relativistic one compares with its worker's batch.
+    # Hinge loss and L1 are means over samples; the relativistic loss compares with the worker's local batch.
     loss = {"adversarial": "hinge"}
     runs = [train(experiment(f"w{n}", cluster={"num_workers": n}, loss=loss), str(shards)) for n in (1, 2)]
     one, two = (weights(run.best) for run in runs)
     torch.testing.assert_close(one, two, atol=1e-5, rtol=1e-4)
 
 
-def test_a_killed_worker_costs_only_what_came_after_the_last_checkpoint(
+def test_a_killed_worker_loses_only_the_steps_since_the_latest_checkpoint(
     shards: Path, experiment: MakeExperiment
 ) -> None:
-    e = experiment("killed", training=SLOW)
+    e = experiment("killed", training=LONG)
     killed: list[int] = []
 
     def kill_once(event: Event) -> None:
@@ -122,36 +132,37 @@ def test_a_killed_worker_costs_only_what_came_after_the_last_checkpoint(
     run = train(e, str(shards), on_event=kill_once)
     assert killed
     starts = [event["step"] for event in events(run.folder) if event["kind"] == "start"]
-    assert len(starts) == 2 and starts[1] > 0, "the second group went on from a checkpoint"
+    assert len(starts) == 2 and starts[1] > 0, "the second worker group resumed from a checkpoint"
     undisturbed = train(replace(e, name="undisturbed"), str(shards))
-    assert losses(run.folder) == pytest.approx(losses(undisturbed.folder), abs=1e-3)
+    assert validation_psnr(run.folder) == pytest.approx(validation_psnr(undisturbed.folder), abs=1e-3)
     torch.testing.assert_close(weights(run.best), weights(undisturbed.best), atol=1e-4, rtol=1e-3)
 
 
 def worker_processes() -> list[int]:
-    """Process ids of the training workers that are alive on this session's cluster, and on no other."""
+    """Process IDs of the live training workers of this session's cluster, and of no other."""
     session = Path(ray._private.worker._global_node.get_session_dir_path()).name
-    found = []
+    processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):
             if "RayTrainWorker" in " ".join(process.cmdline()) and session in " ".join(process.parent().cmdline()):
-                found.append(process.pid)
-    return found
+                processes.append(process.pid)
+    return processes
 
 
-def test_a_killed_job_continues_from_its_last_checkpoint(
+def test_a_killed_driver_resumes_from_its_latest_checkpoint(
     shards: Path, experiment: MakeExperiment, tmp_path: Path
 ) -> None:
-    e = experiment("interrupted", training=SLOW)
+    e = experiment("interrupted", training=LONG)
     script = tmp_path / "job.py"
     script.write_text(
         "import sys\n"
-        "from lsid_ray import cluster, config\n"
-        "from lsid_ray.train.launch import train\n"
+        "from lsid_ray import cluster\n"
+        "from lsid_ray.config.serialization import from_json\n"
+        "from lsid_ray.train.trainer import train\n"
         "cluster.connect()\n"
-        "train(config.from_json(open(sys.argv[1]).read(), sys.argv[1]), sys.argv[2])\n"
+        "train(from_json(open(sys.argv[1]).read(), sys.argv[1]), sys.argv[2])\n"
     )
-    (tmp_path / "e.json").write_text(config.to_json(e))
+    (tmp_path / "e.json").write_text(to_json(e))
     folder = Path(e.storage, e.name)
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     with (tmp_path / "output").open("w") as output:
@@ -159,23 +170,23 @@ def test_a_killed_job_continues_from_its_last_checkpoint(
             [sys.executable, script, tmp_path / "e.json", shards], stdout=output, stderr=output, env=environment
         )
         deadline = time.monotonic() + 120
-        while not (folder.exists() and last_step(folder) >= 12):
+        while not (folder.exists() and checkpoint_step(folder) >= 12):
             assert job.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
             time.sleep(0.2)
         job.kill()
         job.wait()
     deadline = time.monotonic() + 60
     while worker_processes():
-        assert time.monotonic() < deadline, "the killed job's workers are still there"
+        assert time.monotonic() < deadline, "the killed job's workers are still alive"
         time.sleep(0.2)
-    kept = last_step(folder)
+    step = checkpoint_step(folder)
     run = train(e, str(shards))
     starts = [event["step"] for event in events(run.folder) if event["kind"] == "start"]
-    assert kept > 0 and starts[-1] == kept
+    assert step > 0 and starts[-1] == step
     assert [event["epoch"] for event in events(run.folder) if event["kind"] == "validation"] == list(range(4, 41, 4))
 
 
-def test_a_loss_that_is_not_finite_stops_and_names_step_and_files(
+def test_a_non_finite_loss_ends_the_run_and_names_the_step_and_files(
     shards: Path, experiment: MakeExperiment, tmp_path: Path
 ) -> None:
     broken = shutil.copytree(shards, tmp_path / "broken")
@@ -183,24 +194,26 @@ def test_a_loss_that_is_not_finite_stops_and_names_step_and_files(
     victim = next(pair for pair in index["pairs"] if pair["split"] == "train")
     index["frames"][victim["short"]]["white_balance"] = [float("nan"), 1.0, 1.0]
     (broken / "index.json").write_text(json.dumps(index))
-    with pytest.raises(PartFailure, match=rf"step 0: a loss is not finite \(l1 nan.*{victim['name']}"):
+    with pytest.raises(PartialFailure, match=rf"step 0: a loss is not finite \(l1 nan.*{victim['name']}"):
         train(experiment(training={"batch_size": 12, "epochs": 1}), str(broken))
 
 
-def test_what_the_cluster_cannot_hold_is_refused_at_once(shards: Path, experiment: MakeExperiment) -> None:
+def test_a_run_that_does_not_fit_the_cluster_is_refused_at_once(shards: Path, experiment: MakeExperiment) -> None:
     with pytest.raises(InputError, match=r"--cluster.num-workers 4 .* needs 5.5 CPUs .* the cluster has 4"):
         train(experiment(cluster={"num_workers": 4}), str(shards))
     with pytest.raises(InputError, match="needs 2 GPUs, the cluster has 0"):
         train(experiment(cluster={"use_gpu": True}), str(shards))
 
 
-def test_bad_shards_and_crops_are_refused_at_once(shards: Path, experiment: MakeExperiment, tmp_path: Path) -> None:
+def test_unusable_shards_and_crops_are_refused_at_once(
+    shards: Path, experiment: MakeExperiment, tmp_path: Path
+) -> None:
     with pytest.raises(InputError, match=r"--training\.crop is 128"):
         train(experiment(training={"crop": 128}), str(shards))
     with pytest.raises(InputError, match=r"holds no index\.json"):
         train(experiment(), str(tmp_path / "nothing"))
     old = shutil.copytree(shards, tmp_path / "old")
     (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 5', '"version": 4'))
-    with pytest.raises(InputError, match="is of version 4, this program reads 5"):
+    with pytest.raises(InputError, match="has version 4, this program reads 5"):
         train(experiment(), str(old))
     assert not Path(experiment().storage).exists(), "nothing was begun"
