@@ -1,8 +1,9 @@
-"""Whole sweeps under Ray Tune on a real cluster: stopped, failing, killed and taken up again, concluded."""
+"""Complete sweeps with Ray Tune on a real cluster: early stopping, failures, resuming after a kill, the comparison."""
 
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -14,206 +15,220 @@ from types import SimpleNamespace
 
 import pytest
 import ray
-from test_launch import worker_processes
+from test_trainer import worker_processes
 
-from lsid_ray import config
-from lsid_ray.config import Sweep
-from lsid_ray.errors import InputError, PartFailure
-from lsid_ray.sweep.conclude import conclude, verdict
-from lsid_ray.sweep.record import Definition, Trial, begin_trial, claim, end_trial, read_trials
+from lsid_ray.config.schema import ClusterConfig, Experiment, LossConfig, SweepConfig
+from lsid_ray.config.serialization import from_json
+from lsid_ray.errors import InputError, PartialFailure
+from lsid_ray.sweep.comparison import compare_best, summary_line
 from lsid_ray.sweep.report import trial_table, write_sweep_report
-from lsid_ray.sweep.search import run_trials
+from lsid_ray.sweep.searcher import FolderSearcher
 from lsid_ray.sweep.space import read_space
 from lsid_ray.sweep.stopping import Asha, grace_epochs
-from lsid_ray.sweep.suggest import Search
-from lsid_ray.train.launch import last_step
+from lsid_ray.sweep.trials import SweepDefinition, Trial, begin_trial, claim_sweep, end_trial, read_trials
+from lsid_ray.sweep.tuner import run_trials
+from lsid_ray.train.run_folder import checkpoint_step
 
-MakeExperiment = Callable[..., config.Experiment]
-MakeDefinition = Callable[..., Definition]
+MakeExperiment = Callable[..., Experiment]
+MakeDefinition = Callable[..., SweepDefinition]
 
 
 @pytest.fixture
-def definition(shards: Path, experiment: MakeExperiment, tmp_path: Path) -> MakeDefinition:
-    """Makes sweeps of tiny runs: definition({"optimizer.generator-lr": "choice:0.1"}, trials=3)."""
+def make_definition(shards: Path, experiment: MakeExperiment, tmp_path: Path) -> MakeDefinition:
+    """Makes sweeps of tiny runs: make_definition({"optimizer.generator-lr": "choice:0.1"}, trials=3)."""
 
-    def make(search: dict[str, str] | None = None, training: dict | None = None, **sweep: object) -> Definition:
+    def make(search: dict[str, str] | None = None, training: dict | None = None, **sweep: object) -> SweepDefinition:
         e = experiment("sweep", training={"epochs": 2, **(training or {})}, cluster={"num_workers": 1})
         space = read_space({"optimizer.generator-lr": "loguniform:1e-4:1e-2", **(search or {})}, e)
-        made = Definition(Path(e.storage, e.name).resolve(), e, space, Sweep(**sweep), str(shards))
-        claim(made)
-        return made
+        definition = SweepDefinition(Path(e.storage, e.name).resolve(), e, space, SweepConfig(**sweep), str(shards))
+        claim_sweep(definition)
+        return definition
 
     return make
 
 
-def starts(trial: Trial) -> list[int]:
-    """Steps at which a trial's run was started."""
+def start_steps(trial: Trial) -> list[int]:
+    """Steps at which the workers of a trial were started."""
     lines = (trial.folder / "metrics.jsonl").read_text().splitlines()
     return [event["step"] for event in map(json.loads, lines) if event["kind"] == "start"]
 
 
-def test_a_sweep_finds_a_winner_and_tests_it_beside_its_twin(definition: MakeDefinition) -> None:
-    made = definition(trials=4, zero_every=2, best=2)
-    seen: list[list[Trial]] = []
-    run_trials(made, seen.append)
-    trials = read_trials(made)
+def test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation(make_definition: MakeDefinition) -> None:
+    definition = make_definition(trials=4, zero_every=2, finalists=2)
+    snapshots: list[list[Trial]] = []
+    run_trials(definition, snapshots.append)
+    trials = read_trials(definition)
     assert [trial.number for trial in trials] == [0, 1, 2, 3]
     assert {trial.state for trial in trials} <= {"finished", "stopped"} and trials[0].state == "finished"
     assert [trial.parameters["loss.adv_weight"] == 0 for trial in trials] == [True, False, True, False]
     assert len({trial.parameters["optimizer.generator_lr"] for trial in trials}) == 4
     for trial in trials:
-        assert trial.best and 0 < trial.overhead_s < 120 and trial.busy_s > 0
-        kept = config.from_json((trial.folder / "experiment.json").read_text(), "")
-        assert kept.training == made.experiment.training, "they differ in what is searched alone"
-    running = [sum(trial.state == "running" for trial in at_once) for at_once in seen]
-    assert max(running) <= 2, "no more at once than the cluster's four CPUs hold"
-    table = trial_table(made, trials)
+        assert trial.best_validation and 0 < trial.overhead_s < 120 and trial.busy_s > 0
+        trial_experiment = from_json((trial.folder / "experiment.json").read_text(), "")
+        assert trial_experiment.training == definition.experiment.training, "trials differ only in searched fields"
+    running = [sum(trial.state == "running" for trial in snapshot) for snapshot in snapshots]
+    assert max(running) <= 2, "no more trials at once than the cluster's four CPUs hold"
+    table = trial_table(definition, trials)
     assert table[0].startswith("4 trials: ") and len(table) == 6 and "adv-weight" in table[1]
 
-    before = [starts(trial) for trial in trials]
-    done = conclude(made)
-    best = max(trials, key=lambda trial: trial.best["psnr_db"])
-    assert len(done.candidates) == 2 and next(iter(done.candidates)) == best.name
-    assert (done.winner.weight == 0) != (done.twin.weight == 0)
-    assert done.winner.parameters["optimizer.generator_lr"] == done.twin.parameters["optimizer.generator_lr"]
-    assert verdict(done).startswith("Winner: ")
-    report = write_sweep_report(made, done)
-    for name in ("weight", "curves", "parallel", "pairs"):
-        assert f"pictures/{name}.png" in report.read_text() and (report.parent / "pictures" / f"{name}.png").exists()
-    written = json.loads((made.folder / "sweep.json").read_text())
-    assert len(written["trials"]) == 4 and written["winner"] == best.name
-    assert len((made.folder / "trials.csv").read_text().splitlines()) == 5
-    again = config.from_json((made.folder / "winner.json").read_text(), "winner.json")
-    assert again.optimizer.generator_lr == best.parameters["optimizer.generator_lr"]
-    assert again.storage == made.experiment.storage and again.training == made.experiment.training
+    steps_before = [start_steps(trial) for trial in trials]
+    result = compare_best(definition)
+    best = max(trials, key=lambda trial: trial.best_validation["psnr_db"])
+    assert len(result.finalists) == 2 and next(iter(result.finalists)) == best.name
+    assert (result.best.adv_weight == 0) != (result.ablation.adv_weight == 0)
+    assert result.best.parameters["optimizer.generator_lr"] == result.ablation.parameters["optimizer.generator_lr"]
+    assert summary_line(result).startswith("Best trial: ")
+    report = write_sweep_report(definition, result)
+    images = re.findall(r'src="(\S+\.png)"', report.read_text())
+    assert {Path(image).parent.as_posix() for image in images} == {"plots", "best/images", "ablation/images"}
+    assert len(images) == 3 + 4 and all((report.parent / image).exists() for image in images)
+    summary = json.loads((definition.folder / "sweep.json").read_text())
+    assert len(summary["trials"]) == 4 and summary["best"] == best.name
+    assert len((definition.folder / "trials.csv").read_text().splitlines()) == 5
+    best_experiment = from_json((definition.folder / "best.json").read_text(), "best.json")
+    assert best_experiment.optimizer.generator_lr == best.parameters["optimizer.generator_lr"]
+    assert best_experiment.storage == definition.experiment.storage
+    assert best_experiment.training == definition.experiment.training
 
-    run_trials(made)
-    assert [starts(trial)[: len(first)] for trial, first in zip(read_trials(made), before, strict=True)] == before
-    assert len(read_trials(made)) == 4, "a finished sweep begins nothing"
+    run_trials(definition)
+    for trial, before in zip(read_trials(definition), steps_before, strict=True):
+        assert start_steps(trial)[: len(before)] == before
+    assert len(read_trials(definition)) == 4, "a finished sweep starts no further trial"
 
 
-def test_asha_stops_the_weak_and_compares_with_trials_of_before_a_kill(definition: MakeDefinition) -> None:
-    made = definition(training={"epochs": 9}, grace_epochs=1, keep=1 / 3)
+def test_asha_stops_weak_trials_and_takes_trials_before_a_restart_into_account(make_definition: MakeDefinition) -> None:
+    definition = make_definition(training={"epochs": 9}, grace_epochs=1, keep=1 / 3)
     for number, psnr in enumerate((20.0, 21.0, 22.0)):
-        folder = begin_trial(made, number, {"loss.adv_weight": 0.0})
+        folder = begin_trial(definition, number, {"loss.adv_weight": 0.0})
         event = {"kind": "validation", "step": 1, "epoch": 1, "psnr_db": psnr, "ssim": 0.5, "seconds": 1.0, "time": 0.0}
         (folder / "metrics.jsonl").write_text(json.dumps(event) + "\n")
         end_trial(folder, "finished", "")
-    asha = Asha(made)
+    asha = Asha(definition)
 
-    def new(number: int, weight: float) -> SimpleNamespace:
+    def add_trial(number: int, weight: float) -> SimpleNamespace:
         parameters = {"loss.adv_weight": weight}
-        begin_trial(made, number, parameters)
+        begin_trial(definition, number, parameters)
         trial = SimpleNamespace(trial_id="any", config={"number": number, "parameters": parameters})
         asha.on_trial_add(None, trial)
         return trial
 
-    weak, adversarial = new(3, 0.0), new(4, 0.01)
+    weak, adversarial = add_trial(3, 0.0), add_trial(4, 0.01)
     assert asha.on_trial_result(None, weak, {"epoch": 1, "psnr_db": 19.0}) == "STOP"
-    assert read_trials(made)[3].state == "stopped" and "epoch 1" in read_trials(made)[3].reason
-    assert asha.on_trial_result(None, weak, {"epoch": 9, "psnr_db": 10.0}) == "CONTINUE", "it is at its end"
-    assert asha.on_trial_result(None, adversarial, {"epoch": 1, "psnr_db": 19.0}) == "CONTINUE", "not of the plain"
-    assert grace_epochs(made) == 1
-    later = replace(made, experiment=replace(made.experiment, loss=config.Loss(warmup_steps=7, ramp_steps=1)))
-    assert grace_epochs(replace(later, sweep=Sweep())) == 3, "12 samples are 3 steps an epoch"
+    stopped = read_trials(definition)[3]
+    assert stopped.state == "stopped" and "epoch 1" in stopped.reason
+    assert asha.on_trial_result(None, weak, {"epoch": 9, "psnr_db": 10.0}) == "CONTINUE", (
+        "the last epoch ends by itself"
+    )
+    assert asha.on_trial_result(None, adversarial, {"epoch": 1, "psnr_db": 19.0}) == "CONTINUE", (
+        "adversarial trials are not compared with those of weight 0"
+    )
+    assert grace_epochs(definition) == 1
+    loss = LossConfig(warmup_steps=7, ramp_steps=1)
+    delayed = replace(definition, experiment=replace(definition.experiment, loss=loss), sweep=SweepConfig())
+    assert grace_epochs(delayed) == 3, "12 samples are 3 steps per epoch"
 
 
-def test_a_trial_that_fails_is_recorded_and_the_sweep_goes_on_until_too_many_do(definition: MakeDefinition) -> None:
-    made = definition({"optimizer.generator-lr": "choice:1e30,1e-3"}, trials=4, zero_every=1, max_failed=0.5, seed=1)
-    run_trials(made)
-    by_rate = {
-        rate: [t for t in read_trials(made) if t.parameters["optimizer.generator_lr"] == rate] for rate in (1e30, 1e-3)
-    }
-    assert by_rate[1e30] and by_rate[1e-3], "both were drawn"
+def test_a_failed_trial_is_recorded_and_too_many_end_the_sweep(make_definition: MakeDefinition) -> None:
+    definition = make_definition(
+        {"optimizer.generator-lr": "choice:1e30,1e-3"}, trials=4, zero_every=1, max_failed=0.5, seed=1
+    )
+    run_trials(definition)
+    by_rate: dict[float, list[Trial]] = {1e30: [], 1e-3: []}
+    for trial in read_trials(definition):
+        by_rate[trial.parameters["optimizer.generator_lr"]].append(trial)
+    assert by_rate[1e30] and by_rate[1e-3], "both rates were drawn"
     assert all(trial.state == "failed" and "not finite" in trial.reason for trial in by_rate[1e30])
     assert all(trial.state in ("finished", "stopped") for trial in by_rate[1e-3])
-    with pytest.raises(PartFailure, match=r"failed, more than --max-failed 0 allows; trial-00\d: .* not finite"):
-        run_trials(replace(made, sweep=replace(made.sweep, max_failed=0.0)))
+    with pytest.raises(PartialFailure, match=r"failed, more than --max-failed 0 allows; trial-00\d: .* not finite"):
+        run_trials(replace(definition, sweep=replace(definition.sweep, max_failed=0.0)))
 
 
-def test_optuna_learns_from_the_trials_of_before(definition: MakeDefinition) -> None:
-    made = definition(searcher="optuna", objectives="psnr-ssim")
+def test_optuna_learns_from_trials_before_a_restart(make_definition: MakeDefinition) -> None:
+    definition = make_definition(searcher="optuna", objectives="psnr-ssim")
+    parameters = {"loss.adv_weight": 0.01, "optimizer.generator_lr": 1e-3, "optimizer.discriminator_lr": 1e-4}
     for number in range(3):
-        folder = begin_trial(
-            made, number, {"loss.adv_weight": 0.01, "optimizer.generator_lr": 1e-3, "optimizer.discriminator_lr": 1e-4}
-        )
+        folder = begin_trial(definition, number, parameters)
         event = {"kind": "validation", "step": 1, "epoch": 1, "psnr_db": 20.0, "ssim": 0.5, "seconds": 1.0, "time": 0.0}
         if number:
             (folder / "metrics.jsonl").write_text(json.dumps(event) + "\n")
             end_trial(folder, "finished", "")
-    search = Search(made)
-    states = [trial.state.name for trial in search.study.trials]
-    assert states == ["COMPLETE", "COMPLETE"] and search.study.trials[0].values == [20.0, 0.5]
-    left = search.suggest("a")
-    assert left["number"] == 0 and left["parameters"]["optimizer.generator_lr"] == 1e-3, "goes on as it was"
-    assert search.suggest("b")["number"] == 3
-    assert Search(made).suggest("c") == left
+    searcher = FolderSearcher(definition)
+    states = [trial.state.name for trial in searcher.study.trials]
+    assert states == ["COMPLETE", "COMPLETE"] and searcher.study.trials[0].values == [20.0, 0.5]
+    unfinished = searcher.suggest("a")
+    assert unfinished["number"] == 0 and unfinished["parameters"]["optimizer.generator_lr"] == 1e-3, (
+        "an unfinished trial keeps its parameters"
+    )
+    assert searcher.suggest("b")["number"] == 3
+    assert FolderSearcher(definition).suggest("c") == unfinished
 
 
-def test_another_space_and_a_folder_of_something_else_are_refused(
-    definition: MakeDefinition, experiment: MakeExperiment
-) -> None:
-    made = definition()
+def test_a_folder_of_another_sweep_or_of_a_run_is_rejected(make_definition: MakeDefinition) -> None:
+    definition = make_definition()
     with pytest.raises(InputError, match=r"holds another sweep \(search.loss.adv_weight is loguniform:1e-4:1e-1 there"):
-        definition({"loss.adv-weight": "uniform:0:1"})
+        make_definition({"loss.adv-weight": "uniform:0:1"})
     with pytest.raises(InputError, match=r"another sweep \(experiment.training.epochs is 2 there, 3 here\)"):
-        definition(training={"epochs": 3})
-    definition(trials=99, hours=3.0)  # the budget may grow
-    (made.folder / "sweep-definition.json").unlink()
-    (made.folder / "experiment.json").write_text("{}")
+        make_definition(training={"epochs": 3})
+    make_definition(trials=99, hours=3.0)  # the budget may change
+    (definition.folder / "sweep-definition.json").unlink()
+    (definition.folder / "experiment.json").write_text("{}")
     with pytest.raises(InputError, match="holds a run, not a sweep"):
-        claim(made)
+        claim_sweep(definition)
 
 
-def test_resources_that_no_node_has_are_refused_at_once(definition: MakeDefinition) -> None:
-    made = definition()
-    wide = replace(made.experiment, cluster=config.Cluster(cpus_per_worker=64))
-    began = time.monotonic()
+def test_a_trial_larger_than_the_cluster_is_rejected_immediately(make_definition: MakeDefinition) -> None:
+    definition = make_definition()
+    large = replace(definition.experiment, cluster=ClusterConfig(cpus_per_worker=64))
+    start = time.monotonic()
     with pytest.raises(InputError, match=r"--cluster.cpus-per-worker 64 needs 65.5 CPUs .* the cluster has 4"):
-        run_trials(replace(made, experiment=wide))
-    assert time.monotonic() - began < 30
+        run_trials(replace(definition, experiment=large))
+    assert time.monotonic() - start < 30
 
 
-def test_a_killed_sweep_goes_on_and_runs_nothing_twice(definition: MakeDefinition, tmp_path: Path) -> None:
-    made = definition(training={"epochs": 30, "validate_every": 3}, trials=2, scheduler="none")
-    script = tmp_path / "sweep.py"
+def test_a_killed_sweep_resumes_and_repeats_no_validation(make_definition: MakeDefinition, tmp_path: Path) -> None:
+    definition = make_definition(training={"epochs": 30, "validate_every": 3}, trials=2, scheduler="none")
+    script, log = tmp_path / "sweep.py", tmp_path / "output"
     script.write_text(
         "import pickle, sys\n"
         "from lsid_ray import cluster\n"
-        "from lsid_ray.sweep.search import run_trials\n"
+        "from lsid_ray.sweep.tuner import run_trials\n"
         "cluster.connect()\n"
         "run_trials(pickle.load(open(sys.argv[1], 'rb')))\n"
     )
-    (tmp_path / "definition").write_bytes(pickle.dumps(made))
+    (tmp_path / "definition").write_bytes(pickle.dumps(definition))
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    with (tmp_path / "output").open("w") as output:
+    with log.open("w") as output:
         job = subprocess.Popen(
             [sys.executable, script, tmp_path / "definition"], stdout=output, stderr=output, env=environment
         )
-        wait(lambda: any(t.epoch >= 3 and last_step(t.folder) for t in read_trials(made)), tmp_path / "output")
+        wait_until(lambda: any(t.epoch >= 3 and checkpoint_step(t.folder) for t in read_trials(definition)), log)
         job.kill()
         job.wait()
-    wait(lambda: not worker_processes(), tmp_path / "output")
-    left = {trial.name: last_step(trial.folder) for trial in read_trials(made) if trial.state == "running"}
-    assert left and max(left.values()) > 0
+    wait_until(lambda: not worker_processes(), log)
+    checkpoints = {
+        trial.name: checkpoint_step(trial.folder) for trial in read_trials(definition) if trial.state == "running"
+    }
+    assert checkpoints and max(checkpoints.values()) > 0
     killed: list[int] = []
 
-    def kill_one(trials: list[Trial]) -> None:  # and a worker is lost as well
-        if not killed and any(trial.epoch >= 12 and len(starts(trial)) > 1 for trial in trials) and worker_processes():
+    def kill_a_worker(trials: list[Trial]) -> None:
+        resumed = any(trial.epoch >= 12 and len(start_steps(trial)) > 1 for trial in trials)
+        if not killed and resumed and worker_processes():
             killed.append(worker_processes()[0])
             os.kill(killed[0], signal.SIGKILL)
 
-    run_trials(made, kill_one)
-    trials = read_trials(made)
+    run_trials(definition, kill_a_worker)
+    trials = read_trials(definition)
     assert killed and [trial.state for trial in trials] == ["finished", "finished"]
     for trial in trials:
         epochs = [validation["epoch"] for validation in trial.validations]
-        assert epochs == list(range(3, 31, 3)), "no validation twice, none missing"
-    assert any(left[name] in starts(trial) for trial in trials for name in left if trial.name == name and left[name])
+        assert epochs == list(range(3, 31, 3)), "each validation once"
+    resumed_from = [checkpoints.get(trial.name, 0) for trial in trials]
+    assert any(step and step in start_steps(trial) for trial, step in zip(trials, resumed_from, strict=True))
 
 
-def wait(until: Callable[[], bool], output: Path) -> None:
+def wait_until(condition: Callable[[], bool], log: Path) -> None:
     deadline = time.monotonic() + 150
-    while not until():
-        assert time.monotonic() < deadline, output.read_text()
+    while not condition():
+        assert time.monotonic() < deadline, log.read_text()
         time.sleep(0.2)

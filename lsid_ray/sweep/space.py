@@ -1,4 +1,4 @@
-"""What a sweep searches: fields of the experiment, each with a distribution."""
+"""The search space: fields of the experiment, each with a distribution."""
 
 import dataclasses
 import typing
@@ -6,22 +6,25 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from lsid_ray import config
-from lsid_ray.config import Experiment
+from pydantic import TypeAdapter, ValidationError
+
+from lsid_ray.config.checks import check_experiment
+from lsid_ray.config.schema import Experiment
 from lsid_ray.errors import InputError
 
 ADV_WEIGHT = "loss.adv_weight"
 DEFAULTS = {
-    ADV_WEIGHT: "loguniform:1e-4:1e-1",  # of L1: what is in use lies between pix2pix's .01 and Real-ESRGAN's .1
+    ADV_WEIGHT: "loguniform:1e-4:1e-1",  # relative to L1; in use are .01 (pix2pix) to .1 (Real-ESRGAN)
     "optimizer.generator_lr": "loguniform:1e-4:5e-3",
     "optimizer.discriminator_lr": "loguniform:1e-5:1e-3",
 }
-ROOMS = ("generator", "discriminator", "loss", "optimizer", "training")  # of the experiment, that may be searched
-Parameters = dict[str, Any]  # "loss.adv_weight" -> 0.01
+SEARCHABLE = ("generator", "discriminator", "loss", "optimizer", "training")  # sections of the experiment
+Parameters = dict[str, Any]
+"""Field -> value: {"loss.adv_weight": 0.01}."""
 
 
-class Draw(Protocol):
-    """What hands out values, as an Optuna trial does."""
+class Sampler(Protocol):
+    """What draws values: the interface of an Optuna trial."""
 
     def suggest_float(self, name: str, low: float, high: float, *, log: bool = False) -> float: ...
     def suggest_int(self, name: str, low: int, high: int, *, log: bool = False) -> int: ...
@@ -33,33 +36,33 @@ class Dimension:
     """One searched field."""
 
     field: str
-    """As "loss.adv_weight"."""
+    """Such as "loss.adv_weight"."""
     text: str
-    """As it was given: "loguniform:1e-4:1e-1"."""
+    """As given: "loguniform:1e-4:1e-1"."""
     kind: Literal["loguniform", "uniform", "choice"]
     values: tuple[Any, ...]
     """Low and high, or the choices; of the field's type."""
 
-    def draw(self, source: Draw) -> Any:
-        """A value; low and high are both possible."""
+    def draw(self, sampler: Sampler) -> Any:
+        """A value; low and high are included."""
         if self.kind == "choice":
-            return source.suggest_categorical(self.field, self.values)
-        suggest = source.suggest_int if type(self.values[0]) is int else source.suggest_float
+            return sampler.suggest_categorical(self.field, self.values)
+        suggest = sampler.suggest_int if type(self.values[0]) is int else sampler.suggest_float
         return suggest(self.field, *self.values, log=self.kind == "loguniform")
 
 
 def read_space(given: Mapping[str, str], experiment: Experiment) -> tuple[Dimension, ...]:
-    """The searched fields: DEFAULTS, and what is `given` ("loss.adv-weight" -> "uniform:0.001:0.1") added or instead.
+    """The searched fields: DEFAULTS, overridden or extended by `given` ("loss.adv-weight" -> "uniform:0.001:0.1").
 
-    Raises: InputError naming the option, for a field that does not exist or cannot be searched, for what is no
-    distribution, a range upside down, and for a value of another type or with which the experiment cannot run.
+    Raises: InputError naming the option, for a field that does not exist or cannot be searched, text that is not a
+    distribution, an empty range, and a value of another type or one that the experiment cannot run with.
     """
     texts = {**DEFAULTS, **{field.replace("-", "_"): text for field, text in given.items()}}
     space = tuple(_dimension(field, text, experiment) for field, text in texts.items())
     for dimension in space:
         for value in dimension.values:
             try:
-                config.check(with_parameters(experiment, {dimension.field: value}))
+                check_experiment(with_parameters(experiment, {dimension.field: value}))
             except InputError as error:
                 raise InputError(f"{_option(dimension.field)} is {dimension.text}: {error}") from None
     return space
@@ -68,20 +71,20 @@ def read_space(given: Mapping[str, str], experiment: Experiment) -> tuple[Dimens
 def with_parameters(experiment: Experiment, parameters: Parameters) -> Experiment:
     """The experiment with these fields changed."""
     for name, value in parameters.items():
-        room, field = name.split(".")
-        changed = dataclasses.replace(getattr(experiment, room), **{field: value})
-        experiment = dataclasses.replace(experiment, **{room: changed})
+        section, field = name.split(".")
+        changed = dataclasses.replace(getattr(experiment, section), **{field: value})
+        experiment = dataclasses.replace(experiment, **{section: changed})
     return experiment
 
 
-def draw(space: tuple[Dimension, ...], source: Draw, zero: bool) -> Parameters:
-    """Parameters of one trial. zero: without adversarial loss, and so without what only that needs."""
-    found: Parameters = {ADV_WEIGHT: 0.0} if zero else {}
+def draw(space: tuple[Dimension, ...], sampler: Sampler, zero: bool) -> Parameters:
+    """Parameters of one trial. zero: without adversarial loss, and so without the fields that only it uses."""
+    parameters: Parameters = {ADV_WEIGHT: 0.0} if zero else {}
     for dimension in space:
-        room, field = dimension.field.split(".")
-        if not (zero and (room in ("discriminator", "loss") or field == "discriminator_lr")):
-            found[dimension.field] = dimension.draw(source)
-    return found
+        section, field = dimension.field.split(".")
+        if not (zero and (section in ("discriminator", "loss") or field == "discriminator_lr")):
+            parameters[dimension.field] = dimension.draw(sampler)
+    return parameters
 
 
 def _dimension(field: str, text: str, experiment: Experiment) -> Dimension:
@@ -93,7 +96,7 @@ def _dimension(field: str, text: str, experiment: Experiment) -> Dimension:
     if name not in ("uniform", "loguniform") or len(rest) != 2:
         raise InputError(f"{option} is {text}: expected loguniform:LOW:HIGH, uniform:LOW:HIGH or choice:A,B,...")
     if kind not in (int, float):
-        raise InputError(f"{option} is {text}: expected choice:A,B,... for what is not a number")
+        raise InputError(f"{option} is {text}: expected choice:A,B,... for a field that is not a number")
     low, high = (_value(kind, part, field) for part in rest)
     if not low < high:
         raise InputError(f"{option} is {text}: expected LOW below HIGH")
@@ -108,24 +111,22 @@ def _option(field: str) -> str:
 
 def _type_of(field: str, experiment: Experiment) -> Any:
     """Type of a field of the experiment."""
-    room, _, name = field.partition(".")
-    if room not in ROOMS:
-        raise InputError(f"{_option(field)}: expected a field of {', '.join(ROOMS)}, as in --search.loss.adv-weight")
-    hints = typing.get_type_hints(type(getattr(experiment, room)))
+    section, _, name = field.partition(".")
+    if section not in SEARCHABLE:
+        sections = ", ".join(SEARCHABLE)
+        raise InputError(f"{_option(field)}: expected a field of {sections}, such as --search.loss.adv-weight")
+    hints = typing.get_type_hints(type(getattr(experiment, section)))
     if name not in hints:
         known = ", ".join(key.replace("_", "-") for key in hints)
-        raise InputError(f"{_option(field)}: {room} has no such field, expected one of {known}")
+        raise InputError(f"{_option(field)}: {section} has no such field, expected one of {known}")
     if typing.get_origin(hints[name]) is tuple:
-        raise InputError(f"{_option(field)}: a field of several values cannot be searched")
+        raise InputError(f"{_option(field)}: a field with several values cannot be searched")
     return hints[name]
 
 
 def _value(kind: Any, text: str, field: str) -> Any:
     """A text as a value of a field's type."""
     try:
-        if kind in (int, float):
-            return kind(text)
-        return config.build(kind, {"true": True, "false": False}.get(text, text), field)
-    except (ValueError, TypeError) as error:
-        expected = kind.__name__ if kind in (int, float) else str(error).rpartition("expected ")[2]
-        raise InputError(f"{_option(field)} holds {text!r}: expected {expected}") from None
+        return TypeAdapter(kind).validate_strings(text)
+    except ValidationError as error:
+        raise InputError(f"{_option(field)} is {text!r}: {error.errors()[0]['msg']}") from None

@@ -1,0 +1,193 @@
+"""The folder of a sweep: its contents, and all that a sweep resumes from and reports.
+
+STORAGE/NAME/sweep-definition.json   the search space and the experiment that it changes
+STORAGE/NAME/clock.json              seconds that the sweep has run
+STORAGE/NAME/trials/trial-000/       each trial: a run's folder (see `train.run_folder`) and trial.json
+"""
+
+import dataclasses
+import json
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal
+
+from lsid_ray import storage
+from lsid_ray.config.schema import Experiment, SweepConfig
+from lsid_ray.config.serialization import difference, identity
+from lsid_ray.errors import InputError
+from lsid_ray.storage import AnyPath
+from lsid_ray.sweep.space import Dimension, Parameters, with_parameters
+from lsid_ray.train.events import read_events
+
+DEFINITION = "sweep-definition.json"
+FIXED_OPTIONS = ("searcher", "objectives", "scheduler", "grace_epochs", "keep", "trial_epochs", "zero_every", "seed")
+State = Literal["running", "finished", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class SweepDefinition:
+    """A sweep whose options have been checked."""
+
+    folder: AnyPath
+    experiment: Experiment
+    space: tuple[Dimension, ...]
+    sweep: SweepConfig
+    shards: str
+    """Absolute path of the folder of shards."""
+
+    @property
+    def trial_epochs(self) -> int:
+        """Last epoch of a trial: --trial-epochs, but at most the experiment's --training.epochs, and that for 0.
+
+        Learning-rate schedules follow --training.epochs, so a trial is the beginning of a full run.
+        """
+        epochs = self.experiment.training.epochs
+        return min(self.sweep.trial_epochs or epochs, epochs)
+
+    def trial_experiment(self, name: str, parameters: Parameters) -> Experiment:
+        """The experiment of the trial (or ablation) `name`."""
+        e = with_parameters(self.experiment, parameters)
+        return dataclasses.replace(e, name=name, storage=str(self.folder / "trials"))
+
+
+def claim_sweep(definition: SweepDefinition) -> None:
+    """Write a sweep's definition into its folder, or check that it holds the same one.
+
+    Raises: InputError if the folder holds another sweep, or a single run.
+    """
+    folder, path = definition.folder, definition.folder / DEFINITION
+    content = {
+        "experiment": identity(definition.experiment),
+        "search": {dimension.field: dimension.text for dimension in definition.space},
+        "sweep": {name: getattr(definition.sweep, name) for name in FIXED_OPTIONS},
+        "shards": definition.shards,
+    }
+    content = json.loads(json.dumps(content))  # tuples become lists, as in the file
+    if path.exists():
+        if changed := difference(json.loads(path.read_text()), content):
+            name, old, new = changed
+            raise InputError(
+                f"--name {folder.name}: {folder} holds another sweep ({name} is {old} there, {new} here); "
+                "choose another --name"
+            )
+        return
+    if (folder / "experiment.json").exists():
+        raise InputError(f"--name {folder.name}: {folder} holds a run, not a sweep; choose another --name")
+    (folder / "trials").mkdir(parents=True, exist_ok=True)
+    write_json(path, content)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """The state of a trial, from its trial.json and its events."""
+
+    number: int
+    folder: AnyPath
+    parameters: Parameters
+    state: State
+    """"running" also for a trial that a killed sweep left unfinished."""
+    reason: str
+    """Why it failed or was stopped."""
+    began: float
+    """Seconds since 1970."""
+    validations: tuple[dict[str, Any], ...]
+    """Epoch, psnr_db and ssim on full frames, in order of the epochs."""
+    epoch: int
+    """Of its last event."""
+    samples: int
+    """Training samples it has seen."""
+    overhead_s: float | None
+    """From its beginning to its first step."""
+    busy_s: float
+    """Time spent in training (without waiting for data) and validation."""
+    seconds_left: float | None
+    """Estimated time to --training.epochs."""
+
+    @property
+    def name(self) -> str:
+        """ "trial-000" """
+        return self.folder.name
+
+    @property
+    def best_validation(self) -> dict[str, Any] | None:
+        """The validation with the highest PSNR, whose checkpoint is kept; None before the first."""
+        return max(self.validations, key=lambda validation: validation["psnr_db"], default=None)
+
+
+def trial_folder(definition: SweepDefinition, number: int) -> AnyPath:
+    """The folder of a trial's run."""
+    return definition.folder / "trials" / f"trial-{number:03d}"
+
+
+def begin_trial(definition: SweepDefinition, number: int, parameters: Parameters) -> AnyPath:
+    """Record that a trial is running; a resumed one keeps the time at which it began. Returns its folder."""
+    folder = trial_folder(definition, number)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "trial.json"
+    if path.exists():
+        end_trial(folder, "running", "")
+    else:
+        metadata = {"number": number, "parameters": parameters, "state": "running", "reason": "", "began": time.time()}
+        write_json(path, metadata)
+    return folder
+
+
+def end_trial(folder: AnyPath, state: State, reason: str) -> None:
+    """Record the state of a trial and the reason for it."""
+    metadata = json.loads((folder / "trial.json").read_text())
+    write_json(folder / "trial.json", {**metadata, "state": state, "reason": reason})
+
+
+def read_trials(definition: SweepDefinition) -> list[Trial]:
+    """All trials that have begun, by number."""
+    trials = definition.folder / "trials"
+    files = storage.list_files(trials)
+    names = sorted(name.removesuffix("/trial.json") for name in files if name.endswith("/trial.json"))
+    batch_size = definition.experiment.training.batch_size
+    return [
+        _read_trial(trials / name, batch_size, files[f"{name}/trial.json"], files.get(f"{name}/metrics.jsonl"))
+        for name in names
+    ]
+
+
+@lru_cache(maxsize=4096)
+def _read_trial(folder: AnyPath, batch_size: int, *versions: tuple[int, int] | None) -> Trial:
+    """A trial. versions: size and modification time of its files, so that the cache misses when they change."""
+    metadata = json.loads((folder / "trial.json").read_text())
+    batch_size = metadata["parameters"].get("training.batch_size", batch_size)
+    events = read_events(folder)
+    steps = [event for event in events if event["kind"] == "train"]
+    first = steps[0] if steps else None
+    return Trial(
+        number=metadata["number"],
+        folder=folder,
+        parameters=metadata["parameters"],
+        state=metadata["state"],
+        reason=metadata["reason"],
+        began=metadata["began"],
+        validations=tuple(event for event in events if event["kind"] == "validation"),
+        epoch=max((event["epoch"] for event in events if "epoch" in event), default=0),
+        samples=batch_size * max((event["step"] for event in events), default=0),
+        overhead_s=first and first["time"] - first["seconds"] * (1 - first["waiting_for_data"]) - metadata["began"],
+        busy_s=sum(event["seconds"] * (1 - event["waiting_for_data"]) for event in steps)
+        + sum(event["seconds"] for event in events if event["kind"] == "validation"),
+        seconds_left=steps[-1]["seconds_left"] if steps else None,
+    )
+
+
+def elapsed_s(folder: AnyPath) -> float:
+    """Seconds that a sweep has run, over all its starts."""
+    path = folder / "clock.json"
+    return json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+
+
+def add_elapsed(folder: AnyPath, seconds: float) -> None:
+    """Add to the seconds that a sweep has run."""
+    write_json(folder / "clock.json", {"seconds": elapsed_s(folder) + seconds})
+
+
+def write_json(path: AnyPath, content: Any) -> None:
+    """Write a JSON file atomically."""
+    with storage.atomic_write(path) as file:
+        file.write((json.dumps(content, indent=1) + "\n").encode())
