@@ -1,10 +1,10 @@
-"""Measure this machine against references of the same run: a table, and the verdict in words.
+"""Benchmark prediction or packing on this machine against a reference measured in the same run; print a table.
 
     python jobs/benchmark.py predict
     python jobs/benchmark.py pack SID/Sony
 
-`predict`: full frames in bands against the whole frame in one pass, speed and memory (five minutes on 2 cores).
-`pack`: a data set's packing against LibRaw alone in a plain process pool (as long as packing it a few times).
+`predict` compares full frames in bands with the whole frame in one pass: speed and memory (5 minutes on 2 cores).
+`pack` compares packing a data set with LibRaw alone in a process pool (takes as long as packing it a few times).
 """
 
 import tempfile
@@ -14,38 +14,39 @@ from typing import Annotated
 
 import tyro
 
-from lsid_ray import cluster, config
+from lsid_ray import cluster
 from lsid_ray.benchmark.pack import measure_pack, pack_table
 from lsid_ray.benchmark.predict import measure_predict, predict_table
 from lsid_ray.commandline import parse, run_job
+from lsid_ray.config.schema import GeneratorConfig
 from lsid_ray.errors import InputError
-from lsid_ray.evaluate.predict import MEMORY_BYTES
+from lsid_ray.inference.bands import MEMORY_BYTES
 
 
 @dataclass(frozen=True)
 class Predict:
-    """Full frames in bands against the whole frame in one pass."""
+    """Compare full frames in bands with the whole frame in one pass."""
 
-    generator: config.Generator = field(default_factory=config.Generator)
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     """The network, with random weights."""
     memory_gb: float = MEMORY_BYTES / 2**30
-    """GiB that the bands' working memory may take."""
+    """Working memory for the bands, in GiB."""
     rounds: int = 3
-    """Of each, in turns; the best counts."""
+    """How often each is measured, alternately; the fastest counts."""
     use_gpu: bool = False
-    """On the GPU instead of the CPU."""
+    """Run on the GPU instead of the CPU."""
 
 
 @dataclass(frozen=True)
 class Pack:
-    """A data set's packing against LibRaw alone."""
+    """Compare packing a data set with LibRaw alone."""
 
     root: Annotated[Path, tyro.conf.Positional]
-    """Folder that holds short/ and long/ raw files with SID's names."""
+    """Folder that holds short/ and long/, with SID's names."""
 
 
 def main() -> None:
-    """Read the command line, measure and print."""
+    """Read the command line, measure, print the table."""
     options = parse(Predict | Pack, __doc__)
     if isinstance(options, Predict):
         if options.rounds < 1:

@@ -1,4 +1,4 @@
-"""One tiny data set of real raw files, one Ray cluster, one set of shards, one object store for the test session."""
+"""Session fixtures: a tiny data set of real raw files, a Ray cluster, shards, an object store."""
 
 import http.client
 import os
@@ -17,19 +17,31 @@ import skimage
 import torch
 from PIL import Image
 
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")  # before Ray is imported: reports wait for it
+# Before Ray is imported: ray.train.report waits for the health check.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # as `cluster.connect` has it
 
-from lsid_ray import config, storage
-from lsid_ray.data.synthesize import Synthesis, synthesize
-from lsid_ray.model.inputs import REFERENCE_COLORS, Batch
+from lsid_ray import storage
+from lsid_ray.config.schema import (
+    ClusterConfig,
+    DataConfig,
+    DiscriminatorConfig,
+    Experiment,
+    GeneratorConfig,
+    LossConfig,
+    OptimizerConfig,
+    TrainingConfig,
+)
+from lsid_ray.data.batch import Batch
+from lsid_ray.data.preprocess import REFERENCE_MATRIX
+from lsid_ray.synthesis.dataset import Synthesis, synthesize
 
-torch.set_num_threads(1)  # networks this small lose more to waiting threads than they gain
+torch.set_num_threads(1)  # such small networks are slower with more threads
 
 
 def free_ports(count: int) -> list[int]:
-    """Ports of the loopback that nobody listens on."""
+    """Unused ports on the loopback interface."""
     sockets = [socket.socket() for _ in range(count)]
     for each in sockets:
         each.bind(("127.0.0.1", 0))
@@ -40,7 +52,7 @@ def free_ports(count: int) -> list[int]:
 
 
 STORE_PORT, MOTO_PORT = free_ports(2)
-os.environ |= {  # before Ray starts: its processes inherit them
+os.environ |= {  # before Ray starts, so that its processes inherit them
     "AWS_ENDPOINT_URL": f"http://127.0.0.1:{STORE_PORT}",
     "AWS_ACCESS_KEY_ID": "test",
     "AWS_SECRET_ACCESS_KEY": "test",
@@ -64,13 +76,13 @@ def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="session")
 def cluster() -> Iterator[None]:
-    """A real Ray cluster of several processes, of this session alone."""
+    """A real Ray cluster of several processes, used by this session only."""
     import ray
 
-    from lsid_ray.cluster import quiet
+    from lsid_ray.cluster import quiet_ray_logs
 
     ray.init(address="local", num_cpus=4, object_store_memory=512 << 20, log_to_driver=False, logging_level="ERROR")
-    quiet()
+    quiet_ray_logs()
     yield
     ray.shutdown()
 
@@ -78,25 +90,25 @@ def cluster() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def shards(cluster: None, data_root: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """`data_root` packed in tiles of 32."""
-    from lsid_ray.data.pack import pack_folder
+    from lsid_ray.data.pack import pack_dataset
 
     folder = tmp_path_factory.mktemp("packed") / "shards"
-    pack_folder(data_root, folder, tile=32)
+    pack_dataset(data_root, folder, tile=32)
     return folder
 
 
 @dataclass
 class Store:
-    """An S3 server with an address in front of it that misbehaves on demand."""
+    """An S3 server behind a proxy that fails on demand."""
 
     fault: Callable[[str, str], str] = lambda verb, path: ""
-    """Of each request's verb and path: what goes wrong with it, "throttled", "cut" or an S3 error's code."""
+    """Verb and path of a request -> its fault: "" for none, "throttled", "cut", or the code of an S3 error."""
     requests: list[tuple[str, str, int]] = field(default_factory=list)
-    """Verb, path, bytes of the answer."""
+    """Verb, path and response bytes of each request."""
     delay_s: float = 0.0
-    """Before each answer."""
+    """Seconds before each response."""
 
-    def behave(self) -> None:
+    def reset(self) -> None:
         self.fault, self.delay_s = Store.fault, 0.0
         self.requests.clear()
 
@@ -167,16 +179,16 @@ def _server() -> Iterator[Store]:
 
 @pytest.fixture
 def store(_server: Store) -> Iterator[Store]:
-    """The object store whose bucket is s3://bucket, well-behaved and empty at first."""
-    _server.behave()
-    storage.remove(storage.path("s3://bucket/test"))
+    """An object store with the bucket s3://bucket, without faults and empty at first."""
+    _server.reset()
+    storage.remove_tree(storage.to_path("s3://bucket/test"))
     yield _server
-    _server.behave()
+    _server.reset()
 
 
 @pytest.fixture
 def full_disk(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder on a file system of its own with 64 KiB left in it."""
+    """A folder on a file system of its own with 64 KiB left."""
     folder = tmp_path / "full"
     folder.mkdir()
     command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
@@ -190,7 +202,7 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def unreadable() -> Iterator[Callable[[Path], Path]]:
-    """Makes a file that this process, even run by root, has no permission to read."""
+    """A function that makes a file unreadable for this process, even if it runs as root."""
     files = []
 
     def forbid(path: Path) -> Path:
@@ -211,29 +223,31 @@ def unreadable() -> Iterator[Callable[[Path], Path]]:
 
 
 @pytest.fixture
-def experiment(tmp_path: Path) -> Callable[..., config.Experiment]:
-    """Makes tiny experiments: experiment("name", training={"epochs": 2}, loss={"adv_weight": 0})."""
+def experiment(tmp_path: Path) -> Callable[..., Experiment]:
+    """A function that makes tiny experiments: experiment("name", training={"epochs": 2}, loss={"adv_weight": 0})."""
 
-    def make(name: str = "tiny", **changes: dict) -> config.Experiment:
-        tiny = config.Experiment(
+    def make(name: str = "tiny", **changes: dict) -> Experiment:
+        tiny = Experiment(
             name=name,
             storage=str(tmp_path / "runs"),
-            data=config.Data(root="unused"),
-            generator=config.Generator(width=4, depth=2),
-            discriminator=config.Discriminator(width=4, layers=1),
-            loss=config.Loss(adv_weight=0.01),
-            optimizer=config.Optimizer(generator_lr=1e-3, ema_decay=0.9),
-            training=config.Training(epochs=2, batch_size=4, crop=16, crops_per_pair=2, validate_every=1),
-            cluster=config.Cluster(num_workers=2),
+            data=DataConfig(root="unused"),
+            generator=GeneratorConfig(width=4, depth=2),
+            discriminator=DiscriminatorConfig(width=4, layers=1),
+            loss=LossConfig(adv_weight=0.01),
+            optimizer=OptimizerConfig(generator_lr=1e-3, ema_decay=0.9),
+            training=TrainingConfig(epochs=2, batch_size=4, crop=16, crops_per_pair=2, validate_every=1),
+            cluster=ClusterConfig(num_workers=2),
         )
-        return replace(tiny, **{room: replace(getattr(tiny, room), **fields) for room, fields in changes.items()})
+        return replace(
+            tiny, **{section: replace(getattr(tiny, section), **fields) for section, fields in changes.items()}
+        )
 
     return make
 
 
 @pytest.fixture(scope="session")
 def make_batch() -> Callable[..., Batch]:
-    """make_batch(size, crop, seed): a training batch as it comes from disk, its target a brightened short."""
+    """make_batch(size, crop, seed): a training batch as stored; its target is the amplified input."""
 
     def make(size: int = 2, crop: int = 16, seed: int = 0) -> Batch:
         random = torch.Generator().manual_seed(seed)
@@ -242,14 +256,14 @@ def make_batch() -> Callable[..., Batch]:
         long = light.repeat_interleave(2, 2).repeat_interleave(2, 3)
         short = 512 + light[:, [0, 1, 2, 1]] * (16383 - 512) / 100 + torch.rand(size, 4, side, side, generator=random)
         return Batch(
-            numbers=list(range(size)),
-            names=[f"pair-{i}" for i in range(size)],
+            sample=list(range(size)),
+            pair=[f"pair-{i}" for i in range(size)],
             short=short.round().to(torch.uint16),
             long=(long * 65535).round().to(torch.uint16),
             black=torch.full((size, 4, 1, 1), 512.0),
             white=torch.full((size,), 16383.0),
             white_balance=torch.tensor([[2.0, 1.0, 1.5]]).repeat(size, 1),
-            colors=REFERENCE_COLORS.repeat(size, 1, 1),
+            srgb_from_camera=REFERENCE_MATRIX.repeat(size, 1, 1),
             ratio=torch.full((size,), 100.0),
             flips=torch.rand(size, 3, generator=random) < 0.5,
         )

@@ -1,4 +1,4 @@
-"""The jobs as a user runs them: whole, and with every mistake one makes."""
+"""The jobs as a user runs them: from start to end, and with the usual mistakes."""
 
 import json
 import os
@@ -36,7 +36,7 @@ def job(cluster: None, tmp_path: Path) -> Job:
 
 
 def fails(done: subprocess.CompletedProcess, code: int, *words: str) -> None:
-    """The job ended with `code` and one line on standard error that has all `words`."""
+    """The job ended with `code` and a single line on stderr that contains all `words`."""
     lines = done.stderr.strip().splitlines()
     assert (done.returncode, len(lines)) == (code, 1), done.stdout + done.stderr
     for word in words:
@@ -45,26 +45,26 @@ def fails(done: subprocess.CompletedProcess, code: int, *words: str) -> None:
 
 def test_the_main_job_goes_from_raw_files_to_a_report(job: Job, data_root: Path, tmp_path: Path) -> None:
     shutil.copytree(data_root, tmp_path / "set")
-    done = job(f"train.py demo --data.root set --storage out --name whole {TINY}")
+    done = job(f"train.py demo --data.root set --storage out --name run {TINY}")
     assert done.returncode == 0, done.stdout + done.stderr
     lines = done.stdout.strip().splitlines()
     assert lines[-1].startswith("report: ") and Path(lines[-1].removeprefix("report: ")).is_file()
     assert "x100" in done.stdout and "x300" in done.stdout and "samples/s" in done.stdout
-    run = tmp_path / "out" / "whole"
+    run = tmp_path / "out" / "run"
     for name in ("experiment.json", "metrics.jsonl", "tensorboard", "best", "report"):
         assert (run / name).exists(), name
     scores = json.loads((run / "report" / "report.json").read_text())["scores"]
     assert {score["scene"][0] for score in scores} == {"1"}, "scored on test scenes"
-    again = job(f"train.py demo --data.root set --storage out --name whole {TINY}")
-    assert again.returncode == 0 and "already trained to its end" in again.stdout
+    again = job(f"train.py demo --data.root set --storage out --name run {TINY}")
+    assert again.returncode == 0 and "already complete, at step" in again.stdout
     assert json.loads((run / "report" / "report.json").read_text())["scores"][0]["psnr_db"] == scores[0]["psnr_db"]
-    fails(job(f"train.py demo --data.root set --storage out --name whole {TINY} --loss.adv-weight 1"),
-          2, "--name whole", "loss.adv_weight")  # fmt: skip
+    fails(job(f"train.py demo --data.root set --storage out --name run {TINY} --loss.adv-weight 1"),
+          2, "--name run", "loss.adv_weight")  # fmt: skip
 
-    done = job("evaluate.py out/whole/best --shards set-shards --split validation --pictures 0")
+    done = job("evaluate.py out/run/best --shards set-shards --split validation --images 0")
     assert done.returncode == 0 and "report-validation" in done.stdout.splitlines()[-1], done.stderr
-    fails(job("evaluate.py out/whole --shards set-shards"), 2, "out/whole", "not a checkpoint")
-    fails(job("evaluate.py out/whole/best --shards set"), 2, "index.json")
+    fails(job("evaluate.py out/run --shards set-shards"), 2, "out/run", "not a checkpoint")
+    fails(job("evaluate.py out/run/best --shards set"), 2, "index.json")
 
 
 def test_a_dry_run_prints_the_experiment_and_stops(job: Job, tmp_path: Path) -> None:
@@ -85,10 +85,10 @@ def test_a_mistake_is_one_line_with_exit_code_2(job: Job, data_root: Path, tmp_p
           2, "--cluster.num-workers 8", "the cluster has 4")  # fmt: skip
     fails(job(f"train.py demo --data.root {data_root} --data.shards s --training.crop 512 --name n"),
           2, "--training.crop is 512", "packs to 72x96")  # fmt: skip
-    assert not (tmp_path / "runs").exists() and not (tmp_path / "never").exists(), "nothing was begun"
+    assert not (tmp_path / "runs").exists() and not (tmp_path / "never").exists(), "nothing was started"
 
 
-def test_a_sweeps_mistakes_are_one_line_and_its_dry_run_says_what_it_searches(job: Job, tmp_path: Path) -> None:
+def test_mistakes_in_a_sweep_are_one_line_and_its_dry_run_prints_the_search_space(job: Job, tmp_path: Path) -> None:
     done = job("tune.py demo --dry-run --search.loss.adv-weight uniform:0:0.05 --search.training.crop=choice:32,48")
     assert done.returncode == 0 and '"loss.adv_weight": "uniform:0:0.05"' in done.stdout, done.stderr
     assert '"training.crop": "choice:32,48"' in done.stdout and '"name": "demo-sweep"' in done.stdout
@@ -97,14 +97,14 @@ def test_a_sweeps_mistakes_are_one_line_and_its_dry_run_says_what_it_searches(jo
     fails(job("tune.py demo --searcher hyperopt"), 2, "hyperopt", "random", "optuna")
     fails(job("tune.py demo --objectives psnr-ssim"), 2, "--objectives", "psnr-ssim", "--searcher random")
     fails(job("tune.py demo --trials -1"), 2, "--trials", "-1", "0 or more")
-    assert not list(tmp_path.iterdir()), "nothing was begun"
+    assert not list(tmp_path.iterdir()), "nothing was started"
 
 
-def test_an_experiments_file_stands_for_a_preset(job: Job, tmp_path: Path) -> None:
+def test_an_experiment_file_takes_the_place_of_a_preset(job: Job, tmp_path: Path) -> None:
     resolved = job("train.py demo --loss.adv-weight 0.03 --dry-run").stdout
-    (tmp_path / "winner.json").write_text(resolved)
-    assert job("train.py --experiment winner.json --dry-run").stdout == resolved
-    changed = job("train.py --experiment winner.json --training.epochs 7 --dry-run").stdout
+    (tmp_path / "best.json").write_text(resolved)
+    assert job("train.py --experiment best.json --dry-run").stdout == resolved
+    changed = job("train.py --experiment best.json --training.epochs 7 --dry-run").stdout
     assert json.loads(changed)["training"]["epochs"] == 7 and json.loads(changed)["loss"]["adv_weight"] == 0.03
     fails(job("train.py --experiment nowhere.json"), 2, "--experiment nowhere.json", "No such file")
     (tmp_path / "broken.json").write_text(resolved.replace("adv_weight", "weight"))
@@ -121,7 +121,7 @@ def test_photographs_too_small_or_too_few_are_refused(job: Job, tmp_path: Path) 
     assert not (tmp_path / "set").exists()
 
 
-def test_a_broken_file_is_left_out_and_the_job_ends_with_1(job: Job, data_root: Path, tmp_path: Path) -> None:
+def test_a_broken_file_is_left_out_and_the_exit_code_is_1(job: Job, data_root: Path, tmp_path: Path) -> None:
     root = shutil.copytree(data_root, tmp_path / "broken")
     victim = sorted((root / "short").iterdir())[0]
     victim.write_bytes(victim.read_bytes()[:3000])

@@ -1,4 +1,4 @@
-"""Jobs as one submits them to a cluster of several nodes: over HTTP, with a token, to nodes without this package."""
+"""Jobs submitted to a cluster of several nodes: over HTTP, with a token, to nodes without this package."""
 
 import json
 import os
@@ -22,16 +22,16 @@ from ray.util.state import list_nodes
 from ray.util.state.common import NodeState
 from test_jobs import TINY
 
-from lsid_ray.train.launch import last_step
+from lsid_ray.train.run_folder import checkpoint_step
 
-HOUSE = Path(__file__).parents[1]
+REPOSITORY = Path(__file__).parents[1]
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
-BOOKKEEPERS = {"ActorLocationTracker", "_StatsActor", "_AutoscalingCoordinatorActor"}  # Ray Data's, one a cluster
+RAY_DATA_ACTORS = {"ActorLocationTracker", "_StatsActor", "_AutoscalingCoordinatorActor"}  # one per cluster
 
 
 class Node:
-    """A node of the cluster: `ray start --block` and all that it starts."""
+    """A node of the cluster: `ray start --block` and its child processes."""
 
     def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path):
         self.log = folder / f"{uuid.uuid4().hex}.log"
@@ -44,7 +44,7 @@ class Node:
             time.sleep(0.1)
 
     def kill(self) -> None:
-        """As when its power is cut."""
+        """Kill the node with everything on it, as a power cut would."""
         for each in (*psutil.Process(self.process.pid).children(recursive=True), self.process):
             each.kill()
         self.process.wait(60)
@@ -52,22 +52,22 @@ class Node:
 
 @dataclass(frozen=True)
 class Cluster:
-    """A head that does no work, a node that reads, and one that trains."""
+    """A head without CPUs, a node that reads and one that trains."""
 
     address: str
     metrics: tuple[str, ...]
-    """URLs of what Prometheus reads, one a node."""
+    """URLs that Prometheus scrapes, one per node."""
     environment: dict[str, str]
     nodes: list[Node]
     start: Callable[..., Node]
-    """A further node, of Ray's arguments."""
+    """Starts a further node with these arguments of `ray start`."""
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """Run `ray ARGUMENTS --address ADDRESS` from the checkout."""
         verb = 2 if arguments[0] == "job" else 1
         command = [*RAY, *arguments[:verb], "--address", self.address, *arguments[verb:]]
         return subprocess.run(
-            command, cwd=HOUSE, env=self.environment | environment, capture_output=True, text=True, timeout=300
+            command, cwd=REPOSITORY, env=self.environment | environment, capture_output=True, text=True, timeout=300
         )
 
     def scrape(self) -> str:
@@ -77,21 +77,21 @@ class Cluster:
         return self.ray("job", "submit", "--working-dir", ".", *arguments)
 
     def actors(self) -> list[dict]:
-        """All that are alive."""
+        """All actors that are alive."""
         done = self.ray("list", "actors", "--filter", "state=ALIVE", "--limit", "500", "--format", "json", "--detail")
         return json.loads(done.stdout)
 
 
 @pytest.fixture(scope="module")
 def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
-    """Three nodes on this machine, with token authentication, ports and a folder of their own."""
+    """Three nodes on this machine, with token authentication and their own ports and folders."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
-    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the jobs' python
+    environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the jobs' Python
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_JOB_STOP_WAIT_TIME_S": "30"}
     environment |= {"RAY_metrics_report_interval_ms": "500", "RAY_health_check_period_ms": "1000"}
     gcs, dashboard, client = free_ports(3)
     folder = tmp_path_factory.mktemp("r")
-    # Where several clusters share a machine Ray Train's own cleaner must be told which is its.
+    # If several clusters share a machine, Ray Train's cleanup needs the address of its own.
     own = environment | {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
     urls: list[str] = []
 
@@ -102,7 +102,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
             f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
             f"--runtime-env-agent-port={runtime}", f"--metrics-export-port={metrics}",
         ]  # fmt: skip
-        own_folder = folder / str(len(urls))  # or a node that goes takes the others' uploaded program with it
+        own_folder = folder / str(len(urls))  # or a node that ends deletes the working directory of the others
         own_folder.mkdir()
         return Node([*ports, "--object-store-memory=200000000", f"--temp-dir={own_folder}", *arguments], own, folder)
 
@@ -117,7 +117,7 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         f"http://127.0.0.1:{dashboard}", tuple(urls), environment, nodes,
         lambda *arguments: start(f"--address=127.0.0.1:{gcs}", *arguments),
     )  # fmt: skip
-    for node in reversed(nodes):  # Ray's own way would take 30 s
+    for node in reversed(nodes):  # a clean shutdown would take 30 s
         node.kill()
 
 
@@ -136,21 +136,21 @@ PROBE = (
 )
 
 
-def test_the_package_travels_and_the_jobs_exit_code_comes_back(cluster: Cluster) -> None:
+def test_the_package_is_uploaded_and_the_exit_code_comes_back(cluster: Cluster) -> None:
     done = cluster.submit("--", "python", "-c", PROBE)
-    said = done.stdout + done.stderr
-    for place in ("driver", "worker"):
-        assert re.search(rf"^{place} .*/working_dir_files/", said, re.MULTILINE), said
-    assert done.returncode == 1 and "exit code 7" in said
+    output = done.stdout + done.stderr
+    for process in ("driver", "worker"):
+        assert re.search(rf"^{process} .*/working_dir_files/", output, re.MULTILINE), output
+    assert done.returncode == 1 and "exit code 7" in output
 
 
-def test_without_the_token_nobody_gets_in(cluster: Cluster) -> None:
+def test_requests_without_the_token_are_refused(cluster: Cluster) -> None:
     done = cluster.ray("job", "list", RAY_AUTH_TOKEN="wrong" * 8)
     assert done.returncode != 0 and "token" in done.stderr
 
 
 @pytest.mark.timeout(600)
-def test_a_stopped_training_goes_on_from_its_checkpoint_and_others_read_for_it(
+def test_a_stopped_run_resumes_from_its_checkpoint_and_feeding_nodes_read_for_it(
     cluster: Cluster, data_root: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "runs" / "stopped"
@@ -158,9 +158,9 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_and_others_read_for_it(
     job += " --training.epochs 240 --training.validate-every 40 --cluster.readers-on feeding"
     done = cluster.submit("--no-wait", "--submission-id", "first", "--", *job.split())
     assert done.returncode == 0, done.stderr
-    assert until(lambda: last_step(run) > 0, 200), cluster.ray("job", "logs", "first").stdout
+    assert until(lambda: checkpoint_step(run) > 0, 200), cluster.ray("job", "logs", "first").stdout
     actors = [(actor["class_name"], actor["node_id"]) for actor in cluster.actors()]
-    readers, trainers = ({node for name, node in actors if word in name} for word in ("_Reader", "RayTrainWorker"))
+    readers, trainers = ({node for name, node in actors if word in name} for word in ("_CropReader", "RayTrainWorker"))
     assert len(readers) == 1 and len(trainers) == 1 and readers != trainers, actors
     for name in ("samples_per_s", "waiting_for_data", "psnr_db"):
         gauge = rf'^ray_lsid_{name}{{.*run="stopped".*}} [\d.e-]+$'
@@ -168,13 +168,13 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_and_others_read_for_it(
     cluster.ray("job", "stop", "first")
     assert "was stopped" in cluster.ray("job", "status", "first").stdout
     assert "interrupted" in cluster.ray("job", "logs", "first").stdout
-    step = last_step(run)
+    step = checkpoint_step(run)
     assert 0 < step < 700
 
-    def left() -> set[str]:
-        return {actor["class_name"] for actor in cluster.actors()} - BOOKKEEPERS
+    def remaining_actors() -> set[str]:
+        return {actor["class_name"] for actor in cluster.actors()} - RAY_DATA_ACTORS
 
-    assert until(lambda: not left(), 60), left()
+    assert until(lambda: not remaining_actors(), 60), remaining_actors()
 
     done = cluster.submit("--", *job.split())
     assert done.returncode == 0, done.stdout + done.stderr
@@ -193,13 +193,13 @@ def test_a_stopped_training_goes_on_from_its_checkpoint_and_others_read_for_it(
 
 
 @pytest.mark.timeout(600)
-def test_a_sweep_outlives_the_node_that_trains(cluster: Cluster, data_root: Path, tmp_path: Path) -> None:
+def test_a_sweep_survives_the_loss_of_the_training_node(cluster: Cluster, data_root: Path, tmp_path: Path) -> None:
     job = f"python jobs/tune.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name lost {TINY}"
-    job += " --trials 2 --scheduler none --zero-every 1 --best 1 --training.epochs 40 --training.validate-every 4"
+    job += " --trials 2 --scheduler none --zero-every 1 --finalists 1 --training.epochs 40 --training.validate-every 4"
     done = cluster.submit("--no-wait", "--submission-id", "lost", "--", *job.split())
     assert done.returncode == 0, done.stderr
     trials = [tmp_path / "runs" / "lost" / "trials" / f"trial-00{number}" for number in (0, 1)]
-    assert until(lambda: last_step(trials[0]) > 0, 200), cluster.ray("job", "logs", "lost").stdout
+    assert until(lambda: checkpoint_step(trials[0]) > 0, 200), cluster.ray("job", "logs", "lost").stdout
     cluster.nodes.pop().kill()
     cluster.nodes.append(cluster.start("--num-cpus=3"))
 
@@ -216,34 +216,34 @@ def test_a_sweep_outlives_the_node_that_trains(cluster: Cluster, data_root: Path
         assert [event["epoch"] for event in events if event["kind"] == "validation"] == list(range(4, 41, 4))
         starts = [event["step"] for event in events if event["kind"] == "start"]
         if trial == trials[0]:
-            assert max(starts) > 0, "it went on from a checkpoint"
+            assert max(starts) > 0, "it resumed from a checkpoint"
 
 
 @pytest.mark.timeout(600)
-def test_a_cluster_grows_from_nothing_and_shrinks_again(
+def test_an_autoscaled_cluster_grows_from_nothing_and_shrinks_again(
     data_root: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """With Ray's make-believe provider, and the node types of cluster.yaml in small."""
+    """With Ray's fake provider and smaller versions of the node types of cluster.yaml."""
     folder = tmp_path_factory.mktemp("g")
     sizes = {"head": {"CPU": 0}, "gpu": {"CPU": 2, "GPU": 1}, "cpu": {"CPU": 3, "feeding": 1}}
-    described = prepare_config(yaml.safe_load((HOUSE / "cluster.yaml").read_text()))
+    described = prepare_config(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text()))
     for name, kind in described["available_node_types"].items():
         assert kind["resources"].keys() == sizes[name].keys()
         kind |= {"resources": sizes[name], "node_config": {}}
     gcs, dashboard, client, agent, grpc, runtime, metrics = free_ports(7)
     kinds = described["available_node_types"]
-    described["head_node_type"] = "ray.head.default"  # the make-believe provider's only name for it
+    described["head_node_type"] = "ray.head.default"  # the only name that the fake provider knows
     kinds[described["head_node_type"]] = kinds.pop("head") | {"max_workers": 0}
     provider = {"type": "fake_multinode", "use_node_id_as_ip": True, "disable_node_updaters": True}
     provider["gcs_address"] = f"{get_node_ip_address()}:{gcs}"
     described |= {"idle_timeout_minutes": 0.1, "provider": provider, "file_mounts": {}}
     for name in [key for key in described if key.endswith("_commands")]:
         described[name] = []
-    bootstrap = folder / "ray_bootstrap_config.yaml"  # where `ray up` puts it, in the home folder
+    bootstrap = folder / "ray_bootstrap_config.yaml"  # `ray up` writes it to the home folder of the head
     bootstrap.write_text(yaml.dump(described))
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment |= {"HOME": str(folder), "RAY_FAKE_CLUSTER": "1", "AUTOSCALER_UPDATE_INTERVAL_S": "1"}
-    environment["RAY_AUTH_MODE"] = "disabled"  # whatever another cluster of this session wants
+    environment["RAY_AUTH_MODE"] = "disabled"  # independent of the other cluster of this session
     environment["RAY_ADDRESS"] = f"127.0.0.1:{gcs}"
     ports = [
         f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
@@ -254,8 +254,8 @@ def test_a_cluster_grows_from_nothing_and_shrinks_again(
     node = Node([*head, *ports], environment, folder)
     try:
         done = subprocess.run(
-            [sys.executable, HOUSE / "jobs" / "train.py", "demo", "--data.root", data_root, "--data.shards", "shards",
-             *TINY.split(), "--cluster.num-workers", "1", "--cluster.readers-on", "feeding"],
+            [sys.executable, REPOSITORY / "jobs" / "train.py", "demo", "--data.root", data_root, *TINY.split(),
+             "--data.shards", "shards", "--cluster.num-workers", "1", "--cluster.readers-on", "feeding"],
             cwd=folder, env=environment, capture_output=True, text=True, timeout=150,
         )  # fmt: skip
         assert done.returncode == 0, done.stdout + done.stderr
@@ -265,6 +265,6 @@ def test_a_cluster_grows_from_nothing_and_shrinks_again(
 
         started = [each.resources_total for each in nodes()]
         assert started and all(each.get("feeding") == 1 and "GPU" not in each for each in started), started
-        assert until(lambda: all(each.state == "DEAD" for each in nodes()), 90), "idle nodes go"
+        assert until(lambda: all(each.state == "DEAD" for each in nodes()), 90), "idle nodes are removed"
     finally:
         node.kill()
