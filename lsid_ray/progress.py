@@ -101,11 +101,11 @@ class _Display:
 
     def __init__(self, what: str, console: Console, bar: Progress):
         self.what, self.console, self.bar, self.printed_at = what, console, bar, 0.0
-        self.task = bar.add_task(what, total=None, status="")
+        self.task = bar.add_task(what, total=None, status="", visible=False)
 
     def show(self, text: str, done: int, total: int) -> None:
         if self.console.is_terminal:
-            self.bar.update(self.task, completed=done, total=total, status=text)
+            self.bar.update(self.task, completed=done, total=total, status=text, visible=True)
         elif done == total or time.monotonic() - self.printed_at >= LINE_SECONDS:
             self.print(text)
             self.printed_at = time.monotonic()
