@@ -150,6 +150,35 @@ def test_the_metadata_of_a_shard_matches_the_index(tmp_path: Path):
     assert restored == replace(pair.short, shard=replace(pair.short.shard, bytes=size, xxh128=digest))
 
 
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        (lambda i: next(iter(i["frames"].values()))["shard"].update(tile=0), "has tiles of 0"),
+        (lambda i: next(iter(i["frames"].values()))["shard"].update(shape=[3, 2000000, 2000000]), "has the shape"),
+        (lambda i: next(iter(i["frames"].values()))["shard"].update(path="long/../../x"), r"has the path long/\.\./"),
+        (lambda i: next(iter(i["frames"].values())).update(cfa="RGBG"), "CFA pattern 'RGBG' cannot be packed"),
+        (lambda i: i["pairs"][0].update(ratio=float("nan")), "has the ratio nan"),
+        (lambda i: i["pairs"][0].update(ratio=0.5), r"has the ratio 0\.5"),
+    ],
+)
+def test_an_index_with_impossible_values_is_refused(change, problem: str, tmp_path: Path):
+    write_index(tmp_path, make_index(make_pair(tmp_path)))
+    open_shards(tmp_path, ["train"])
+    entries = json.loads((tmp_path / "index.json").read_text())
+    change(entries)
+    (tmp_path / "index.json").write_text(json.dumps(entries))
+    with pytest.raises(InputError, match=f"index.json is damaged .*{problem}.*: pack the raw files again"):
+        open_shards(tmp_path, ["train"])
+
+
+def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path):
+    write_index(tmp_path, make_index(make_pair(tmp_path)))
+    text = (tmp_path / "index.json").read_text().replace("short/00003", "short/../../00003")
+    (tmp_path / "index.json").write_text(text)
+    with pytest.raises(InputError, match=r"frame short/\.\./\.\./00003_00_0\.04s\.parquet has the path"):
+        open_shards(tmp_path, ["train"])
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe\x00"])
 def test_a_broken_index_is_refused(content: bytes, tmp_path: Path):
     (tmp_path / "index.json").write_bytes(content)

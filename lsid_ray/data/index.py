@@ -14,6 +14,7 @@ import json
 import os
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
+from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
@@ -23,7 +24,7 @@ from lsid_ray import storage
 from lsid_ray.data.shard import VERSION, Shard, iter_tiles, read_window
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import FrameMetadata, RawFrame
-from lsid_ray.raw.mosaic import pack_black, phase_padding, unpack
+from lsid_ray.raw.mosaic import MAX_RATIO, layout_of, pack_black, phase_padding, unpack
 from lsid_ray.storage import AnyPath
 
 INDEX = "index.json"
@@ -219,7 +220,31 @@ def read_index(folder: str | AnyPath, name: str = INDEX) -> Index:
             first = error.errors()[0]
             reason = f"{'.'.join(map(str, first['loc']))}: {first['msg']}"
         raise InputError(f"{path} is incomplete ({reason}): pack the raw files again") from None
+    if problem := _problem(index):
+        raise InputError(f"{path} is damaged ({problem}): pack the raw files again")
     return index
+
+
+def _problem(index: Index) -> str:
+    """What no packing writes: paths that lead out of the folder, impossible shapes, tiles and ratios; empty if fine."""
+    for path, frame in index.frames.items():
+        shard = frame.shard
+        if shard.path != path or PurePosixPath(path).parts[0] not in ("short", "long") or ".." in path.split("/"):
+            return f"frame {path} has the path {shard.path}"
+        if shard.tile < 1:
+            return f"frame {path} has tiles of {shard.tile}"
+        try:
+            layout, (top, bottom, left, right) = layout_of(frame.cfa), frame.padding
+        except InputError as error:
+            return f"frame {path}: {error}"
+        height, width = (frame.height + top + bottom) // layout.block, (frame.width + left + right) // layout.block
+        shape = (3, frame.height, frame.width) if path.startswith("long/") else (len(layout.colors), height, width)
+        if shard.shape != shape:
+            return f"frame {path} has the shape {shard.shape}, expected {shape}"
+    for pair in index.pairs:
+        if not 1 <= pair.ratio <= MAX_RATIO:
+            return f"pair {pair.name} has the ratio {pair.ratio}"
+    return ""
 
 
 def unlisted_files(folder: AnyPath, index: Index) -> list[str]:
