@@ -83,8 +83,6 @@ def without(fields: dict, *path: str) -> None:
         (lambda f: f.update(colour=1), "the field colour is unknown"),
         (lambda f: f["training"].update(colour=1), r"the field training\.colour is unknown"),
         (lambda f: without(f, "name"), "the field name is missing"),
-        (lambda f: without(f, "storage"), "the field storage is missing"),
-        (lambda f: without(f, "generator", "depth"), r"the field generator\.depth is missing"),
         (lambda f: f["generator"].update(width="64"), r"generator\.width is '64': Input should be a valid integer"),
         (lambda f: f["generator"].update(width=64.0), r"generator\.width is 64\.0: Input should be a valid integer"),
         (lambda f: f["generator"].update(width=True), r"generator\.width is True: Input should be a valid integer"),
@@ -109,6 +107,15 @@ def test_an_invalid_field_is_named(change, message: str):
         from_json(json.dumps(fields), "runs/x/experiment.json")
     assert str(caught.value).startswith("runs/x/experiment.json ")
     assert "\n" not in str(caught.value)
+
+
+def test_fields_of_later_versions_take_their_defaults():
+    fields = json.loads(to_json(preset("thesia")))
+    without(fields, "storage")
+    without(fields, "cluster", "wait_minutes")
+    without(fields, "loss")
+    read = from_json(json.dumps(fields), "x.json")
+    assert read == dataclasses.replace(preset("thesia"), loss=schema.LossConfig())
 
 
 @pytest.mark.parametrize("betas", [[0.5], [0.5, 0.9, 0.9], 0.5, None])

@@ -16,7 +16,8 @@ RANGES = (
         "more than 0",
     ),
     (
-        "loss.adv_weight loss.warmup_steps loss.ramp_steps cluster.max_failures cluster.cache_gb training.seed",
+        "loss.adv_weight loss.warmup_steps loss.ramp_steps cluster.max_failures cluster.cache_gb "
+        "cluster.wait_minutes training.seed",
         (0, LARGEST),
         "0 or more",
     ),
@@ -59,8 +60,10 @@ def check_experiment(experiment: Experiment) -> None:
         )
     if not all(0 <= beta < 1 for beta in e.optimizer.betas):
         raise InputError(f"--optimizer.betas is {e.optimizer.betas}: expected two numbers from 0 to below 1")
-    if e.name in ("", ".", "..") or "/" in e.name:
-        raise InputError(f"--name is {e.name!r}: expected a folder name")
+    if e.name in ("", ".", "..") or "/" in e.name or not e.name.isprintable() or len(e.name.encode()) > 200:
+        raise InputError(f"--name is {e.name[:80]!r}: expected a folder name of at most 200 bytes, without slashes")
+    if not math.isfinite(e.generator.negative_slope):
+        raise InputError(f"--generator.negative-slope is {e.generator.negative_slope}: expected a number")
     if not e.data.root and not e.data.shards:
         raise InputError("--data.root is empty: expected the folder that holds short/ and long/")
 

@@ -134,7 +134,9 @@ class ClusterConfig:
     cache_gb: float = 0.0
     """GiB of each node's temporary folder used to cache tiles of shards in an object store. 0: no cache."""
     max_failures: int = 3
-    """Worker failures (a lost node, a killed process) after which the run gives up."""
+    """Failures in a row (a lost node, a killed process), without a new checkpoint between them, that a run survives."""
+    wait_minutes: float = 0.0
+    """Minutes to wait for CPUs and GPUs that are in use or still starting. 0: no limit."""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,7 @@
 """An experiment as JSON and back.
 
-Reading is strict: a file of another version is refused, never completed with today's defaults.
+Reading is strict: unknown fields and values of another type are refused. A field that an older version did not have
+takes its default, so a new field's default must be what older versions did.
 """
 
 import dataclasses
@@ -23,7 +24,7 @@ def to_json(experiment: Experiment) -> str:
 def from_json(text: str, source: str) -> Experiment:
     """Read what `to_json` wrote. `source` names the file in errors.
 
-    Raises: InputError for an unknown or missing field, or a value of another type.
+    Raises: InputError for an unknown field, a value of another type, or an experiment without a name.
     """
     expected = f"{source} is not an experiment of this version"
     try:
@@ -33,10 +34,19 @@ def from_json(text: str, source: str) -> Experiment:
         field = ".".join(map(str, first["loc"]))
         problem = "is missing" if first["type"] == "missing" else f"is {first['input']!r}: {first['msg']}"
         raise InputError(f"{expected}: {f'the field {field} {problem}' if field else first['msg']}") from None
-    if found := difference(json.loads(text), json.loads(to_json(experiment))):
-        field, given, _ = found
-        raise InputError(f"{expected}: the field {field} is {'missing' if given == ABSENT else 'unknown'}")
+    if unknown := _unknown_field(json.loads(text), dataclasses.asdict(experiment)):
+        raise InputError(f"{expected}: the field {unknown} is unknown")
     return experiment
+
+
+def _unknown_field(given: dict[str, Any], known: dict[str, Any], prefix: str = "") -> str | None:
+    """The first field of `given` that `known` does not have, with its section."""
+    for name, value in given.items():
+        if name not in known:
+            return prefix + name
+        if isinstance(value, dict) and (unknown := _unknown_field(value, known[name], f"{prefix}{name}.")):
+            return unknown
+    return None
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:
