@@ -190,7 +190,14 @@ def _filesystem(scheme: str, bucket: str) -> "FileSystem":
     if not region and not endpoint:
         with store_errors(RemotePath("s3:", bucket)):
             region = fs.resolve_s3_region(bucket)
-    return fs.S3FileSystem(
+
+    class RetryingS3FileSystem(fs.S3FileSystem):
+        """pyarrow 26 drops the retry strategy of a pickled S3FileSystem, so unpickling creates a new one."""
+
+        def __reduce__(self) -> tuple[Any, ...]:
+            return _filesystem, (scheme, bucket)
+
+    return RetryingS3FileSystem(
         region=region or "us-east-1",
         endpoint_override=endpoint or None,
         connect_timeout=CONNECT_TIMEOUT_S,

@@ -138,6 +138,15 @@ def test_throttled_and_interrupted_requests_are_retried(store: Store, fault: str
         assert copy.read_bytes() == content and remaining == [0]
 
 
+def test_a_pickled_file_system_retries_as_often(store: Store) -> None:
+    filesystem, name = storage.arrow_filesystem(to_path(REMOTE) / "file")
+    unpickled = pickle.loads(pickle.dumps(filesystem))
+    remaining = failing(store, 5, "throttled", ("PUT", "POST"))
+    with unpickled.open_output_stream(name) as file:
+        file.write(b"content")
+    assert remaining == [0] and (to_path(REMOTE) / "file").read_bytes() == b"content"
+
+
 @pytest.mark.parametrize(
     ("code", "reason"),
     [
