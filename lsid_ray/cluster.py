@@ -5,8 +5,10 @@ with what the cluster has before anything starts.
 """
 
 import logging
+import math
 import os
 import signal
+import socket
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -16,30 +18,61 @@ from pathlib import Path
 import ray
 import yaml
 from ray._private import ray_constants, services
+from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.data import DataContext
 
 from lsid_ray.config.schema import ClusterConfig
 from lsid_ray.errors import InputError
 
 CPUS_PER_READER = 0.5
-SCHEDULE_TASK_CPUS = 1  # the task that hands sample numbers to the readers
+REPARTITION_CPUS = 1  # the task that deals sample numbers to the readers
+CONNECT_TIMEOUT_S = 10.0
 AUTOSCALER_CONFIG = "~/ray_bootstrap_config.yaml"  # where `ray up` keeps its file on the head; no public API tells
 
 
 def connect() -> None:
-    """Join the cluster that RAY_ADDRESS or `ray start` names, or start one on this machine."""
+    """Join the cluster that RAY_ADDRESS or `ray start` names, or start one on this machine.
+
+    Raises: InputError if the cluster does not answer or refuses this process.
+    """
     if ray.is_initialized():
         return
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or what a worker prints appears twice
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # or Ray warns about every further process
-    if services.canonicalize_bootstrap_address(None) is None:
+    try:
+        address = services.canonicalize_bootstrap_address(None)
+    except ValueError as error:
+        raise InputError(f"RAY_ADDRESS: {error}") from None
+    if address is None:
         # Ray will start a cluster. Restrict it to the loopback interface, which is the default on macOS only; there
         # is no public option.
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
-    ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    else:
+        _join(address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` acts like Ctrl-C
     quiet_ray_logs()
+
+
+def _join(address: str) -> None:
+    print(f"joining the Ray cluster at {address}", flush=True)
+    logging.getLogger("ray").setLevel(logging.ERROR)
+    # As soon as there is a token, `ray start` demands it, and an explicit RAY_ADDRESS makes Ray send none (2.60). A
+    # cluster without authentication ignores it. There is no public call once Ray is imported.
+    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    try:
+        if "://" not in address:  # fails at once; Ray takes minutes
+            host, _, port = address.rpartition(":")
+            socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
+        with filtered_stderr(b"gcs_client.cc"):
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
+        raise InputError(
+            f"the Ray cluster at {address} cannot be joined: {reason}; expected a running cluster of ray "
+            f"{ray.__version__}, and its token in ~/.ray/auth_token or RAY_AUTH_TOKEN"
+        ) from None
 
 
 def quiet_ray_logs() -> None:
@@ -52,8 +85,8 @@ def quiet_ray_logs() -> None:
 
 
 @contextmanager
-def hidden_actor_warnings() -> Iterator[None]:
-    """Drop the lines that Ray's core writes to stderr for each new actor of Ray Data (ray issue 53727)."""
+def filtered_stderr(unwanted: bytes) -> Iterator[None]:
+    """Drop the lines that Ray's core writes to stderr within the block if they contain `unwanted`."""
     sys.stderr.flush()
     stderr = os.dup(2)
     with tempfile.TemporaryFile() as buffer:
@@ -65,7 +98,7 @@ def hidden_actor_warnings() -> Iterator[None]:
             os.close(stderr)
             buffer.seek(0)
             for line in buffer:
-                if b"ray/issues/53727" not in line:
+                if unwanted not in line:
                     os.write(2, line)
 
 
@@ -85,7 +118,7 @@ def check_capacity(config: ClusterConfig) -> int:
     if not reading_nodes:
         raise InputError(f"--cluster.readers-on {config.readers_on}: no node of the cluster has that resource")
     cpus, gpus = (sum(column) for column in zip(*free, strict=True))
-    reading_cpus = SCHEDULE_TASK_CPUS + config.readers * CPUS_PER_READER
+    reading_cpus = REPARTITION_CPUS + config.readers * CPUS_PER_READER
     needed = config.num_workers * config.cpus_per_worker + reading_cpus
     if needed > cpus:
         raise InputError(
@@ -102,7 +135,7 @@ def check_capacity(config: ClusterConfig) -> int:
     run = [
         *[(free, config.cpus_per_worker, gpu)] * config.num_workers,
         *[(reading_nodes, CPUS_PER_READER, 0)] * config.readers,
-        (free, SCHEDULE_TASK_CPUS, 0),
+        (free, REPARTITION_CPUS, 0),
     ]
     runs = 0
     while all(_reserve(*part) for part in run):
@@ -114,6 +147,32 @@ def check_capacity(config: ClusterConfig) -> int:
             f"readers do not fit on the nodes, which have {sizes} CPUs"
         )
     return runs
+
+
+def describe_wait(config: ClusterConfig) -> str:
+    """What a run waits for: "2 workers with 1 CPU each: 0.5 of 2 CPUs free"."""
+    total, free = ray.cluster_resources(), ray.available_resources()
+    needs = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.use_gpu else {})
+    each = " and ".join(f"{amount:g} {_plural(name, amount)}" for name, amount in needs.items())
+    state = ", ".join(
+        f"{free.get(name, 0):g} of {total.get(name, 0):g} {_plural(name, total.get(name, 0))} free" for name in needs
+    )
+    return f"{config.num_workers} {_plural('worker', config.num_workers)} with {each} each: {state}"
+
+
+def _plural(name: str, count: float) -> str:
+    return name if count == 1 else f"{name}s"
+
+
+def start_attempts(config: ClusterConfig) -> int:
+    """Ray Train's limit of failed starts of a worker group that makes a run wait for `config.wait_minutes`; -1: none.
+
+    Ray Train gives up each start after RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S (default 60) and tries again.
+    """
+    if not config.wait_minutes:
+        return -1
+    timeout_s = float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"))
+    return max(math.ceil(60 * config.wait_minutes / timeout_s) - 1, 0)
 
 
 def _nodes() -> list[dict[str, float]]:

@@ -46,6 +46,12 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                         display.print(f"already complete, at step {total}")
                     elif event["step"]:
                         display.print(f"resuming from step {event['step']} of {total}")
+                case "waiting":
+                    display.show(f"waiting for {event['message']}, {format_duration(event['seconds'])}", 0, total or 1)
+                case "failure":
+                    display.print(f"{event['reason']}; restarting from step {event['step']}")
+                case "warning":
+                    display.print(event["message"])
                 case "train":
                     losses = [f"{n} {event[n]:.4f}" for n in ("l1", "adversarial", "discriminator") if n in event]
                     text = (

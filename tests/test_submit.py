@@ -5,17 +5,16 @@ import os
 import re
 import subprocess
 import sys
-import time
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import psutil
 import pytest
 import yaml
 from conftest import free_ports
+from nodes import RAY, Node, NodeCluster, until
 from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.util import prepare_config
 from ray.util.state import list_nodes
@@ -25,29 +24,8 @@ from test_jobs import TINY
 from lsid_ray.train.run_folder import checkpoint_step
 
 REPOSITORY = Path(__file__).parents[1]
-RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 RAY_DATA_ACTORS = {"ActorLocationTracker", "_StatsActor", "_AutoscalingCoordinatorActor"}  # one per cluster
-
-
-class Node:
-    """A node of the cluster: `ray start --block` and its child processes."""
-
-    def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path):
-        self.log = folder / f"{uuid.uuid4().hex}.log"
-        with self.log.open("w") as log:
-            self.process = subprocess.Popen(
-                [*RAY, "start", "--block", *arguments], cwd=folder, env=environment, stdout=log, stderr=log
-            )
-        while "Ray runtime started" not in self.log.read_text():
-            assert self.process.poll() is None, self.log.read_text()
-            time.sleep(0.1)
-
-    def kill(self) -> None:
-        """Kill the node with everything on it, as a power cut would."""
-        for each in (*psutil.Process(self.process.pid).children(recursive=True), self.process):
-            each.kill()
-        self.process.wait(60)
 
 
 @dataclass(frozen=True)
@@ -55,12 +33,8 @@ class Cluster:
     """A head without CPUs, a node that reads and one that trains."""
 
     address: str
-    metrics: tuple[str, ...]
-    """URLs that Prometheus scrapes, one per node."""
     environment: dict[str, str]
-    nodes: list[Node]
-    start: Callable[..., Node]
-    """Starts a further node with these arguments of `ray start`."""
+    nodes: NodeCluster
 
     def ray(self, *arguments: str, **environment: str) -> subprocess.CompletedProcess:
         """Run `ray ARGUMENTS --address ADDRESS` from the checkout."""
@@ -71,7 +45,7 @@ class Cluster:
         )
 
     def scrape(self) -> str:
-        return "".join(urllib.request.urlopen(url).read().decode() for url in self.metrics)
+        return "".join(urllib.request.urlopen(url).read().decode() for url in self.nodes.metrics)
 
     def submit(self, *arguments: str) -> subprocess.CompletedProcess:
         return self.ray("job", "submit", "--working-dir", ".", *arguments)
@@ -88,46 +62,12 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the jobs' Python
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_JOB_STOP_WAIT_TIME_S": "30"}
-    environment |= {"RAY_metrics_report_interval_ms": "500", "RAY_health_check_period_ms": "1000"}
-    gcs, dashboard, client = free_ports(3)
-    folder = tmp_path_factory.mktemp("r")
-    # If several clusters share a machine, Ray Train's cleanup needs the address of its own.
-    own = environment | {"RAY_ADDRESS": f"127.0.0.1:{gcs}"}
-    urls: list[str] = []
-
-    def start(*arguments: str) -> Node:
-        agent, grpc, runtime, metrics = free_ports(4)
-        urls.append(f"http://127.0.0.1:{metrics}/metrics")
-        ports = [
-            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
-            f"--runtime-env-agent-port={runtime}", f"--metrics-export-port={metrics}",
-        ]  # fmt: skip
-        own_folder = folder / str(len(urls))  # or a node that ends deletes the working directory of the others
-        own_folder.mkdir()
-        return Node([*ports, "--object-store-memory=200000000", f"--temp-dir={own_folder}", *arguments], own, folder)
-
-    head = [
-        "--head", f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}",
-        "--num-cpus=0",
-    ]  # fmt: skip
-    nodes = [start(*head)]
-    nodes.append(start(f"--address=127.0.0.1:{gcs}", "--num-cpus=1", '--resources={"feeding": 1}'))
-    nodes.append(start(f"--address=127.0.0.1:{gcs}", "--num-cpus=3"))
-    yield Cluster(
-        f"http://127.0.0.1:{dashboard}", tuple(urls), environment, nodes,
-        lambda *arguments: start(f"--address=127.0.0.1:{gcs}", *arguments),
-    )  # fmt: skip
-    for node in reversed(nodes):  # a clean shutdown would take 30 s
-        node.kill()
-
-
-def until(condition: Callable[[], bool], seconds: float) -> bool:
-    end = time.monotonic() + seconds
-    while not condition():
-        if time.monotonic() > end:
-            return False
-        time.sleep(0.1)
-    return True
+    environment |= {"RAY_metrics_report_interval_ms": "500"}
+    nodes = NodeCluster(tmp_path_factory.mktemp("r"), environment, "--num-cpus=0")
+    nodes.add("--num-cpus=1", '--resources={"feeding": 1}')
+    nodes.add("--num-cpus=3")
+    yield Cluster(nodes.dashboard, environment, nodes)
+    nodes.close()
 
 
 PROBE = (
@@ -200,8 +140,8 @@ def test_a_sweep_survives_the_loss_of_the_training_node(cluster: Cluster, data_r
     assert done.returncode == 0, done.stderr
     trials = [tmp_path / "runs" / "lost" / "trials" / f"trial-00{number}" for number in (0, 1)]
     assert until(lambda: checkpoint_step(trials[0]) > 0, 200), cluster.ray("job", "logs", "lost").stdout
-    cluster.nodes.pop().kill()
-    cluster.nodes.append(cluster.start("--num-cpus=3"))
+    cluster.nodes.kill(cluster.nodes.nodes[-1])
+    cluster.nodes.add("--num-cpus=3")
 
     status = ""
 

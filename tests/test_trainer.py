@@ -121,18 +121,21 @@ def test_the_result_does_not_depend_on_the_number_of_workers(shards: Path, exper
 def test_a_killed_worker_loses_only_the_steps_since_the_latest_checkpoint(
     shards: Path, experiment: MakeExperiment
 ) -> None:
-    e = experiment("killed", training=LONG)
+    # Twice, with a new checkpoint between: only failures in a row count.
+    e = experiment("killed", training={"epochs": 160, "validate_every": 4}, cluster={"max_failures": 1})
     killed: list[int] = []
 
-    def kill_once(event: Event) -> None:
-        if event["kind"] == "validation" and event["epoch"] >= 12 and not killed:
+    def kill(event: Event) -> None:
+        if event["kind"] == "validation" and event["epoch"] >= (12, 60, 999)[len(killed)]:
             killed.append(worker_processes()[0])
-            os.kill(killed[0], signal.SIGKILL)
+            os.kill(killed[-1], signal.SIGKILL)
 
-    run = train(e, str(shards), on_event=kill_once)
-    assert killed
+    run = train(e, str(shards), on_event=kill)
+    assert len(killed) == 2
     starts = [event["step"] for event in events(run.folder) if event["kind"] == "start"]
-    assert len(starts) == 2 and starts[1] > 0, "the second worker group resumed from a checkpoint"
+    assert len(starts) == 3 and 0 < starts[1] < starts[2], "each new worker group resumed from a checkpoint"
+    reasons = [event["reason"] for event in events(run.folder) if event["kind"] == "failure"]
+    assert len(reasons) == 2 and any("died (process" in reason for reason in reasons)
     undisturbed = train(replace(e, name="undisturbed"), str(shards))
     assert validation_psnr(run.folder) == pytest.approx(validation_psnr(undisturbed.folder), abs=1e-3)
     torch.testing.assert_close(weights(run.best), weights(undisturbed.best), atol=1e-4, rtol=1e-3)

@@ -23,7 +23,7 @@ BLOCK_BYTES = 32 << 20  # blocks of 134 MB stream 2.5 times slower than blocks o
 MAX_STEPS_PER_BLOCK = 16  # more than one, because Ray spends milliseconds on each block, however small
 READ_AHEAD_STEPS = 2 * MAX_STEPS_PER_BLOCK
 MIN_READ_AHEAD_BYTES = 64 << 20
-SCHEDULE_CPUS = 0.01  # `ray.data.range` would reserve a full CPU
+NUMBERING_CPUS = 0.01  # `ray.data.range` would reserve a full CPU
 MIN_RESOURCE = 1e-4  # smallest amount of a resource that a Ray actor can request
 REMOTE_READ_THREADS = 16  # per reader, for shards in an object store
 MAX_NUMBERS_PER_BATCH = 1 << 16
@@ -46,7 +46,7 @@ def training_stream(
     rows, steps = _block_size(local_batch_size, _sample_bytes(schedule))
     numbers = ray.data.from_items([{"start": start_step, "stop": schedule.total_steps}])
     numbers = numbers.map_batches(
-        _sample_numbers, fn_args=(local_batch_size, num_workers, steps), num_cpus=SCHEDULE_CPUS
+        _sample_numbers, fn_args=(local_batch_size, num_workers, steps), num_cpus=NUMBERING_CPUS
     )
     stream = numbers.repartition(target_num_rows_per_block=rows).map_batches(
         _CropReader,
@@ -143,11 +143,11 @@ class _CropReader:
 
 
 def check_order(numbers: np.ndarray, step: int, batch_size: int, num_workers: int) -> None:
-    """Raise RuntimeError unless these sample numbers are one worker's complete local batch of this step."""
+    """Raise AssertionError unless these sample numbers are one worker's complete local batch of this step."""
     expected = batch_size // num_workers
     low, high = step * batch_size, (step + 1) * batch_size
     if len(numbers) != expected or len(set(numbers)) != expected or min(numbers) < low or max(numbers) >= high:
-        raise RuntimeError(
+        raise AssertionError(
             f"step {step} got samples {sorted(map(int, numbers))}: expected {expected} distinct ones "
             f"from {low} to {high - 1}"
         )

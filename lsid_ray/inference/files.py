@@ -15,7 +15,7 @@ from ray.data import ActorPoolStrategy, DataContext
 from ray.util.annotations import RayDeprecationWarning
 
 from lsid_ray import storage
-from lsid_ray.cluster import hidden_actor_warnings
+from lsid_ray.cluster import filtered_stderr
 from lsid_ray.errors import InputError
 from lsid_ray.inference.bands import MEMORY_BYTES
 from lsid_ray.inference.frame import enhance_raw
@@ -183,7 +183,7 @@ def enhance_files(
             )
             # Prefetching would hold back each result until the next one is ready.
             batches = iter(dataset.iter_batches(batch_size=1, prefetch_batches=0))
-            with hidden_actor_warnings():
+            with filtered_stderr(b"ray/issues/53727"):  # an error, Ray says, for each new actor; it is none
                 first = list(itertools.islice(batches, 1))
         results = ({name: values[0] for name, values in batch.items()} for batch in itertools.chain(first, batches))
     for row in results:

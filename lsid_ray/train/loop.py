@@ -28,8 +28,8 @@ LOG_SECONDS = 1.0  # between "train" events, and between checks of the stop file
 def training_loop(options: dict[str, Any]) -> None:
     """Train from the latest checkpoint, or from the start, to `stop_step`.
 
-    options: "experiment" (JSON), "shards" (folder), "events" (a ray.util.queue.Queue to which rank 0 writes the events
-    of `train.events`), "stop_file" (the run ends early when it exists) and "stop_step" (where this call ends, while
+    options: "experiment" (JSON), "shards" (folder), "events" (handle of the `train.events.EventBuffer` to which rank 0
+    writes), "stop_file" (the run ends early when it exists) and "stop_step" (where this call ends, while
     all schedules follow the whole experiment).
     """
     # --- Initialize
@@ -49,15 +49,15 @@ def training_loop(options: dict[str, Any]) -> None:
         # BatchNorm statistics stay local to each worker while training; rank 0's are validated and saved.
         return prepare_model(network, parallel_strategy_kwargs={"forward_sync_buffers": False})
 
-    step = GanStep(experiment, schedule.total_steps, device, wrap)
+    gan_step = GanStep(experiment, schedule.total_steps, device, wrap)
 
     # --- Resume
     latest = ray.train.get_checkpoint()
     if latest is not None:
         with latest.as_directory() as folder:
-            step.load_state_dict(load_training_state(folder))
+            gan_step.load_state_dict(load_training_state(folder))
     if rank == 0:
-        events.put({"kind": "start", "step": step.step, "total_steps": schedule.total_steps})
+        events.put.remote({"kind": "start", "step": gan_step.step, "total_steps": schedule.total_steps})
 
     # --- Train
     batches = iter(stream.iter_batches(batch_size=training.batch_size // world_size, prefetch_batches=2))
@@ -65,13 +65,13 @@ def training_loop(options: dict[str, Any]) -> None:
     window = _LogWindow()
     stop_file, stop_step = storage.to_path(options["stop_file"]), options["stop_step"]
     last_stop_check = time.perf_counter()
-    while step.step < stop_step:
+    while gan_step.step < stop_step:
         wait_start = time.perf_counter()
         columns = next(batches)
         window.waiting += time.perf_counter() - wait_start
-        check_order(columns["sample"], step.step, training.batch_size, world_size)
+        check_order(columns["sample"], gan_step.step, training.batch_size, world_size)
         batch = Batch.from_columns(columns, device)
-        losses = step(batch)
+        losses = gan_step(batch)
         stop = 0.0
         if rank == 0 and time.perf_counter() - last_stop_check >= LOG_SECONDS:
             last_stop_check, stop = time.perf_counter(), float(stop_file.exists())
@@ -79,47 +79,47 @@ def training_loop(options: dict[str, Any]) -> None:
         if world_size > 1:
             dist.all_reduce(total)
 
-        # --- Check the losses, one step late, so that the device never waits for the host
-        epoch, step_in_epoch = divmod(step.step, schedule.steps_per_epoch)
-        validating = step_in_epoch == 0 and (epoch % training.validate_every == 0 or step.step == stop_step)
-        pending.append((step.step - 1, list(losses), total, batch.pair))
+        # --- Check the losses, one step late: `tolist` waits for the device, which then has the next step queued
+        epoch, step_in_epoch = divmod(gan_step.step, schedule.steps_per_epoch)
+        validating = step_in_epoch == 0 and (epoch % training.validate_every == 0 or gan_step.step == stop_step)
+        pending.append((gan_step.step - 1, list(losses), total, batch.pair))
         while len(pending) > (0 if validating else 1):
-            number, names, values, files = pending.popleft()
+            number, names, values, pairs = pending.popleft()
             *values, stop = values.tolist()
             if stop:  # every worker sees the same mean and ends here too
                 return
             means = dict(zip(names, values, strict=True))
             if not np.isfinite(list(means.values())).all():
-                _report_divergence(events, rank, world_size, number, means, files)
+                _report_divergence(events, rank, world_size, number, means, pairs)
                 return
             window.add(means)
         if window.steps and (validating or window.seconds >= LOG_SECONDS):
             if rank == 0:
-                events.put(_train_event(window, step, epoch, training.batch_size))
+                events.put.remote(_train_event(window, gan_step, epoch, training.batch_size))
             window = _LogWindow()
         if not validating:
             continue
 
         # --- Validate on full frames, spread over the workers
         if world_size > 1:
-            for buffer in step.scored.buffers():
+            for buffer in gan_step.scored.buffers():
                 dist.broadcast(buffer, src=0)
-        step.scored.eval()
+        gan_step.scored.eval()
         validation_start = time.perf_counter()
-        scores = validate(step.scored, validation, list(validation.pairs[rank::world_size]), device)
+        scores = validate(gan_step.scored, validation, list(validation.pairs[rank::world_size]), device)
         rows = _gather(scores, world_size)
-        metrics = {"step": step.step, "epoch": epoch, "frames": len(rows)}
+        metrics = {"step": gan_step.step, "epoch": epoch, "frames": len(rows)}
         metrics |= {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim")}
         if rank == 0:
-            events.put({"kind": "validation", **metrics, "seconds": time.perf_counter() - validation_start})
+            events.put.remote({"kind": "validation", **metrics, "seconds": time.perf_counter() - validation_start})
 
         # --- Save checkpoint
         checkpoint = None
         if rank == 0:
             folder = tempfile.mkdtemp(prefix="lsid-checkpoint-")  # Ray deletes it after the upload
-            save_checkpoint(Path(folder), experiment, step.scored, step.state_dict(), metrics)
+            save_checkpoint(Path(folder), experiment, gan_step.scored, gan_step.state_dict(), metrics)
             checkpoint = ray.train.Checkpoint.from_directory(folder)
-            checkpoint.set_metadata({"step": step.step})
+            checkpoint.set_metadata({"step": gan_step.step})
         ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC)
         window = _LogWindow()
 
@@ -143,28 +143,28 @@ class _LogWindow:
         return time.perf_counter() - self.start
 
 
-def _train_event(window: _LogWindow, step: GanStep, epoch: int, batch_size: int) -> dict[str, Any]:
+def _train_event(window: _LogWindow, gan_step: GanStep, epoch: int, batch_size: int) -> dict[str, Any]:
     samples_per_s = window.steps * batch_size / window.seconds
     return {
         "kind": "train",
-        "step": step.step,
+        "step": gan_step.step,
         "epoch": epoch,
         **window.means(),
-        "learning_rate": step.optimizer_g.param_groups[0]["lr"],
+        "learning_rate": gan_step.optimizer_g.param_groups[0]["lr"],
         "seconds": window.seconds,
         "samples_per_s": samples_per_s,
         "waiting_for_data": window.waiting / window.seconds,
-        "seconds_left": (step.total_steps - step.step) * batch_size / samples_per_s,
+        "seconds_left": (gan_step.total_steps - gan_step.step) * batch_size / samples_per_s,
     }
 
 
 def _report_divergence(
-    events: Any, rank: int, world_size: int, step: int, losses: dict[str, float], files: list[str]
+    events: Any, rank: int, world_size: int, step: int, losses: dict[str, float], pairs: list[str]
 ) -> None:
-    """Report the step and all files of its batch."""
-    names = sorted(set(_gather(files, world_size)))
+    """Report the step and all pairs of its batch."""
+    names = sorted(set(_gather(pairs, world_size)))
     if rank == 0:
-        events.put({"kind": "diverged", "step": step, "losses": losses, "files": names})
+        events.put.remote({"kind": "diverged", "step": step, "losses": losses, "pairs": names})
 
 
 def _gather(part: list[Any], world_size: int) -> list[Any]:

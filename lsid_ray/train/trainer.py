@@ -8,10 +8,9 @@ import ray.data
 import ray.train
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.util.queue import Queue
 
 from lsid_ray import storage
-from lsid_ray.cluster import check_capacity
+from lsid_ray.cluster import check_capacity, describe_wait, start_attempts
 from lsid_ray.config.checks import check_experiment
 from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import to_json
@@ -20,7 +19,8 @@ from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.stream import execution_options, training_stream
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.storage import AnyPath
-from lsid_ray.train.events import Event, RunLog
+from lsid_ray.train.events import Event, RunLog, start_buffer
+from lsid_ray.train.failures import cause_of, describe, is_deterministic
 from lsid_ray.train.gloo import GlooTorchConfig
 from lsid_ray.train.loop import training_loop
 from lsid_ray.train.run_folder import STOP, checkpoint_step, claim_run, copy_best, ray_result
@@ -48,8 +48,8 @@ def train(
     on_event: called from a thread with each event (see `train.events`).
     until_epoch: stop after this epoch, while all schedules follow `training.epochs`; a later call with a greater
         one, or with None, continues as if there had been no stop.
-    A file STOP in the run's folder ends it within a second or two; its best checkpoint is then that of the
-    validations so far.
+    Creating the file `stop` in the run's folder ends the run after the current step, with its best checkpoint so far.
+    If a worker fails, the run restarts from its latest checkpoint, unless the error is deterministic (see `failures`).
     Raises: InputError for what cannot run; PartialFailure if a loss was not finite, workers kept failing, or the run
     was stopped before its first checkpoint.
     """
@@ -83,47 +83,72 @@ def train(
         return training_stream(shards, schedule, start_step, cluster.num_workers, cluster.readers, cluster.readers_on)
 
     filesystem, storage_path = storage.arrow_filesystem(folder.parent)
-    events = Queue(actor_options={"num_cpus": 0})
     resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.use_gpu else {})
-    trainer = TorchTrainer(
-        training_loop,
-        train_loop_config={
-            "experiment": to_json(experiment),
-            "shards": shards_folder,
-            "events": events,
-            "stop_file": str(folder / STOP),
-            "stop_step": stop_step,
-        },
-        torch_config=GlooTorchConfig(),
-        scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
-        ),
-        run_config=RunConfig(
-            name=experiment.name,
-            storage_path=storage_path,
-            storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=cluster.max_failures, controller_failure_limit=3),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
+
+    def attempt(buffer: Any) -> ray.train.Result:
+        """Train from the latest checkpoint, until the end or the first failure of a worker."""
+        trainer = TorchTrainer(
+            training_loop,
+            train_loop_config={
+                "experiment": to_json(experiment),
+                "shards": shards_folder,
+                "events": buffer,
+                "stop_file": str(folder / STOP),
+                "stop_step": stop_step,
+            },
+            torch_config=GlooTorchConfig(),
+            scaling_config=ScalingConfig(
+                num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
             ),
-        ),
-        datasets={"train": stream},
-        dataset_config=DataConfig(["train"], execution_options=execution_options(schedule)),
-    )
-    with log.following(events):
+            run_config=RunConfig(
+                name=experiment.name,
+                storage_path=storage_path,
+                storage_filesystem=filesystem,
+                failure_config=FailureConfig(max_failures=0, controller_failure_limit=start_attempts(cluster)),
+                checkpoint_config=CheckpointConfig(
+                    num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
+                ),
+            ),
+            datasets={"train": stream},
+            dataset_config=DataConfig(["train"], execution_options=execution_options(schedule)),
+        )
+        return trainer.fit()
+
+    failures = 0  # since the latest checkpoint
+    while True:
+        attempt_step = checkpoint_step(folder)
+        buffer = start_buffer()
         try:
-            result = trainer.fit()
+            with log.following(buffer, lambda: describe_wait(cluster)):
+                result = attempt(buffer)
+            break
         except ray.train.TrainingFailedError as error:
-            reason = str(error).strip().splitlines()[-1]
-            raise PartialFailure(f"training {folder} failed after {cluster.max_failures} restarts: {reason}") from error
+            where, cause = cause_of(error)
         except SystemExit:
             raise KeyboardInterrupt from None  # how Ray ends on Ctrl-C, which would count as a success
+        reason = describe(where, cause)
+        if "startup timed out" in reason:
+            raise PartialFailure(
+                f"no worker started within --cluster.wait-minutes {cluster.wait_minutes:g}: {describe_wait(cluster)}"
+            )
+        if isinstance(cause, InputError):
+            raise InputError(str(cause)) from cause
+        if is_deterministic(cause):
+            raise PartialFailure(f"training {folder} failed: {reason}") from cause
+        step = checkpoint_step(folder)
+        failures = 1 if step > attempt_step else failures + 1
+        if failures > cluster.max_failures:
+            raise PartialFailure(
+                f"training {folder} failed {failures} times in a row without a new checkpoint; last failure: {reason}; "
+                f"the same command resumes from step {step}"
+            ) from cause
+        log.write({"kind": "failure", "step": step, "reason": reason})
 
     # --- Keep the best checkpoint
     if log.diverged is not None:
         losses = ", ".join(f"{name} {value}" for name, value in log.diverged["losses"].items())
-        files = ", ".join(log.diverged["files"])
-        raise PartialFailure(f"step {log.diverged['step']}: a loss is not finite ({losses}); files: {files}")
+        pairs = ", ".join(log.diverged["pairs"])
+        raise PartialFailure(f"step {log.diverged['step']}: a loss is not finite ({losses}); pairs: {pairs}")
     if result.checkpoint is None:
         raise PartialFailure(f"{folder} was stopped before its first checkpoint")
     return Run(folder, *copy_best(folder, result))

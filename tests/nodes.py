@@ -1,0 +1,87 @@
+"""Ray clusters of several nodes on this machine, whose nodes can be killed."""
+
+import os
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+
+import psutil
+from conftest import free_ports
+
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+class Node:
+    """A node of a cluster: `ray start --block` and its child processes."""
+
+    def __init__(self, arguments: list[str], environment: dict[str, str], folder: Path):
+        self.log = folder / f"{uuid.uuid4().hex}.log"
+        with self.log.open("w") as log:
+            self.process = subprocess.Popen(
+                [*RAY, "start", "--block", *arguments], cwd=folder, env=environment, stdout=log, stderr=log
+            )
+        while "Ray runtime started" not in self.log.read_text():
+            assert self.process.poll() is None, self.log.read_text()
+            time.sleep(0.1)
+
+    def kill(self) -> None:
+        """Kill the node with everything on it, as a power cut would."""
+        for each in (*psutil.Process(self.process.pid).children(recursive=True), self.process):
+            each.kill()
+        self.process.wait(60)
+
+
+class NodeCluster:
+    """A head and further nodes, each with its own ports and folder."""
+
+    def __init__(self, folder: Path, environment: dict[str, str], *head_arguments: str):
+        self.folder = folder
+        self.metrics: list[str] = []
+        """URLs that Prometheus scrapes, one per node."""
+        gcs, dashboard, client = free_ports(3)
+        self.address, self.dashboard = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
+        base = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+        # If several clusters share a machine, Ray Train's cleanup needs the address of its own.
+        self.environment = {**base, **environment, "RAY_health_check_period_ms": "1000", "RAY_ADDRESS": self.address}
+        ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
+        self.nodes = [self._start("--head", *ports, *head_arguments)]
+
+    def add(self, *arguments: str) -> Node:
+        """Start a further node with these arguments of `ray start`."""
+        self.nodes.append(self._start(f"--address={self.address}", *arguments))
+        return self.nodes[-1]
+
+    def kill(self, node: Node) -> None:
+        """Kill a node, as a power cut would."""
+        self.nodes.remove(node)
+        node.kill()
+
+    def close(self) -> None:
+        """Kill all nodes, the head last; a clean shutdown would take 30 s."""
+        for node in reversed(self.nodes):
+            node.kill()
+
+    def _start(self, *arguments: str) -> Node:
+        agent, grpc, runtime, metrics = free_ports(4)
+        self.metrics.append(f"http://127.0.0.1:{metrics}/metrics")
+        ports = [
+            f"--dashboard-agent-listen-port={agent}", f"--dashboard-agent-grpc-port={grpc}",
+            f"--runtime-env-agent-port={runtime}", f"--metrics-export-port={metrics}",
+        ]  # fmt: skip
+        own_folder = self.folder / str(len(self.metrics))  # or a node that ends deletes the others' working directory
+        own_folder.mkdir()
+        options = [*ports, "--object-store-memory=200000000", f"--temp-dir={own_folder}"]
+        return Node([*options, *arguments], self.environment, self.folder)
+
+
+def until(condition: Callable[[], bool], seconds: float) -> bool:
+    """Whether a condition becomes true within some seconds."""
+    end = time.monotonic() + seconds
+    while not condition():
+        if time.monotonic() > end:
+            return False
+        time.sleep(0.1)
+    return True
