@@ -47,6 +47,8 @@ def main() -> None:
     options = parse(Evaluate, __doc__)
     if not 0 < options.memory_gb < 2**20:
         raise InputError(f"--memory-gb is {options.memory_gb}: expected more than 0")
+    if options.images < 0:
+        raise InputError(f"--images is {options.images}: expected 0 or more")
     name = "report" if options.split == "test" else f"report-{options.split}"
     checkpoint = storage.to_path(options.checkpoint)
     cluster.connect()

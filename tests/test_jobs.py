@@ -80,6 +80,9 @@ def test_a_mistake_is_one_line_with_exit_code_2(job: Job, data_root: Path, tmp_p
     (tmp_path / "empty").mkdir()
     fails(job("train.py sid-sony --data.root empty"), 2, "empty", "short/ and long/")
     fails(job("pack.py pack empty"), 2, "empty", "short/ and long/")
+    fails(job("pack.py preview empty --count 0"), 2, "--count is 0")
+    fails(job("evaluate.py empty --shards empty --images -1"), 2, "--images is -1")
+    fails(job(f"train.py demo --name {300 * 'x'}"), 2, "--name", "at most 200 bytes")
     wide = "--cluster.num-workers 8 --cluster.cpus-per-worker 1"
     fails(job(f"train.py demo --data.root {data_root} --data.shards never {wide} --name n"),
           2, "--cluster.num-workers 8", "the cluster has 4")  # fmt: skip

@@ -43,6 +43,8 @@ def contact_sheet(
     shown, each with its reason, which is also drawn in its place. Raises InputError if `path` is neither kind of
     folder, or nothing can be shown.
     """
+    if count < 1:
+        raise InputError(f"--count is {count}: expected 1 or more")
     file_format = Image.registered_extensions().get(out.suffix.lower())
     if file_format not in Image.SAVE:
         raise InputError(f"--out {out}: expected the name of an image file, such as preview.png")

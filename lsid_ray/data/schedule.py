@@ -14,7 +14,7 @@ from lsid_ray.raw.mosaic import Layout, layout_of
 
 @dataclass(frozen=True)
 class Crop:
-    """One sample: a window of a pair, in packed pixels of the short exposure, and its flips.
+    """The crop of one sample: a window of a pair, in packed pixels of the short exposure, and its flips.
 
     The window is one repeat of the CFA larger than the training crop, so that flips can keep the phase of the CFA.
     """

@@ -25,10 +25,11 @@ METRICS = ("psnr_db", "ssim", "psnr8_db", "ssim8")
 def summarize(scores: list[Score]) -> dict:
     """Means and 95% intervals by protocol and by ratio, as plain JSON types.
 
-    The groups are SID's four protocols: all images, those of aligned scenes (the headline), and of each the first
-    frames of the bursts only. Groups of the same images are listed once, with all their names. Each group, and each
-    rounded ratio in it, has counts of images and scenes, and `by_image` and `by_scene`: the mean over images, and the
-    mean over the means of the scenes. These hold mean, low and high of each metric for `network`, `plain` and `gain`.
+    The groups are SID's four protocols: all scenes, or aligned ones only (the headline); each over all frames, or over
+    the first frames of the bursts only. Groups of the same images are listed once, with all their names. Each group,
+    and each rounded ratio in it, has counts of images and scenes, and `by_image` and `by_scene`: the mean over images,
+    and the mean over the means of the scenes. These hold mean, low and high of each metric for `network`, `plain` and
+    `gain`.
     The interval is a percentile bootstrap over scenes (frames of a burst are not independent) with a fixed seed; low
     and high are None for a single scene, and so is a mean that is not finite.
     Raises ValueError without scores.

@@ -40,7 +40,7 @@ def rendering_parameters() -> dict[str, object]:
 def reference_rendering(path: str | Path) -> np.ndarray:
     """Render a camera file with LibRaw: (H, W, 3) uint16 sRGB, with the size and orientation of the visible mosaic.
 
-    Raises InputError as `read_raw` does, or if the rendering has another size than the mosaic.
+    Raises InputError as `read_raw` does, or if the rendering differs in size from the mosaic.
     """
     return read_and_render(path)[1]
 

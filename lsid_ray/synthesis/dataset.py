@@ -21,7 +21,7 @@ from lsid_ray.synthesis.noise import short_exposure
 from lsid_ray.synthesis.photograph import MIN_SIDE, PHOTO_SUFFIXES, frame_from_photograph
 
 LONG_S = 10.0
-FORMAT_VERSION = 1  # incremented if the same options give other files
+FORMAT_VERSION = 1  # incremented if the same options would give different files
 MANIFEST = "synthesis.json"
 
 # The color photographs in scikit-image's wheel; only one of the stereo pair, since both show the same scene.
