@@ -126,8 +126,11 @@ def test_missing_or_broken_metrics_are_reported_with_their_file(content: str | N
 
 def test_an_experiment_of_another_version_is_rejected(tmp_path: Path):
     save(tmp_path, small())
-    (tmp_path / "experiment.json").write_text('{"name": "old"}')
-    with pytest.raises(InputError, match=r"experiment\.json is not an experiment of this version"):
+    (tmp_path / "experiment.json").write_text('{"name": "new", "field": 1}')
+    with pytest.raises(InputError, match=r"experiment\.json is not an experiment of this version: the field field is"):
+        load_generator(tmp_path)
+    (tmp_path / "experiment.json").write_text('{"name": "defaults"}')
+    with pytest.raises(InputError, match=r"generator\.safetensors does not fit"):
         load_generator(tmp_path)
 
 

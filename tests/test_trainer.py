@@ -122,11 +122,11 @@ def test_a_killed_worker_loses_only_the_steps_since_the_latest_checkpoint(
     shards: Path, experiment: MakeExperiment
 ) -> None:
     # Twice, with a new checkpoint between: only failures in a row count.
-    e = experiment("killed", training={"epochs": 160, "validate_every": 4}, cluster={"max_failures": 1})
+    e = experiment("killed", training={"epochs": 120, "validate_every": 4}, cluster={"max_failures": 1})
     killed: list[int] = []
 
     def kill(event: Event) -> None:
-        if event["kind"] == "validation" and event["epoch"] >= (12, 60, 999)[len(killed)]:
+        if event["kind"] == "validation" and event["epoch"] >= (12, 40, 999)[len(killed)]:
             killed.append(worker_processes()[0])
             os.kill(killed[-1], signal.SIGKILL)
 
