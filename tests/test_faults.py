@@ -79,7 +79,9 @@ def test_an_event_that_cannot_be_delivered_does_not_stop_its_sender(cluster: Non
     buffer = start_buffer()
     ray.get(buffer.put.remote({"kind": "start"}))
     ray.kill(buffer)
-    buffer.put.remote({"kind": "train"})
+    undelivered = buffer.put.remote({"kind": "train"})  # as the training loop does
+    with pytest.raises(ray.exceptions.RayActorError):
+        ray.get(undelivered)
 
 
 def test_the_error_of_a_run_goes_before_one_of_its_log(cluster: None, tmp_path: Path) -> None:

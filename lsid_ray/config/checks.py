@@ -1,38 +1,40 @@
 """Reject an experiment or a sweep that cannot run, before anything starts."""
 
 import math
-import sys
 
 from lsid_ray.config.schema import Experiment, SweepConfig
 from lsid_ray.errors import InputError
 
-LARGEST = sys.float_info.max
 RANGES = (
     (
         "generator.width generator.depth discriminator.width discriminator.layers optimizer.generator_lr "
         "optimizer.discriminator_lr training.epochs training.batch_size training.crop training.crops_per_pair "
         "training.validate_every cluster.num_workers cluster.cpus_per_worker cluster.readers loss.l1_weight",
-        (0, LARGEST),
+        lambda value: 0 < value < math.inf,
         "more than 0",
     ),
     (
         "loss.adv_weight loss.warmup_steps loss.ramp_steps cluster.max_failures cluster.cache_gb "
         "cluster.wait_minutes training.seed",
-        (0, LARGEST),
+        lambda value: 0 <= value < math.inf,
         "0 or more",
     ),
-    ("training.flip_probability training.transpose_probability optimizer.ema_decay", (0, 1), "0 to 1"),
+    (
+        "training.flip_probability training.transpose_probability optimizer.ema_decay",
+        lambda value: 0 <= value <= 1,
+        "0 to 1",
+    ),
 )
 
 
 def check_experiment(experiment: Experiment) -> None:
     """Raises: InputError naming the option, its value and what was expected."""
     e = experiment
-    for names, (low, high), expected in RANGES:
+    for names, is_allowed, expected in RANGES:
         for name in names.split():
             section, field = name.split(".")
             value = getattr(getattr(e, section), field)
-            if not (low < value if expected == "more than 0" else low <= value) or not value <= high:
+            if not is_allowed(value):
                 raise InputError(f"--{name.replace('_', '-')} is {value}: expected {expected}")
     if e.generator.output == "half" and e.generator.cfa != "bayer":
         raise InputError(f"--generator.output is half: expected full with --generator.cfa {e.generator.cfa}")
