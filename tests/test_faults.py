@@ -79,7 +79,16 @@ def test_an_event_that_cannot_be_delivered_does_not_stop_its_sender(cluster: Non
     buffer = start_buffer()
     ray.get(buffer.put.remote({"kind": "start"}))
     ray.kill(buffer)
-    undelivered = buffer.put.remote({"kind": "train"})  # as the training loop does
+
+    def is_dead() -> bool:
+        try:
+            ray.get(buffer.put.remote({}), timeout=10)
+        except ray.exceptions.RayActorError:
+            return True
+        return False
+
+    assert until(is_dead, 30)
+    undelivered = buffer.put.remote({"kind": "train"})  # as the training loop does, which does not wait for it
     with pytest.raises(ray.exceptions.RayActorError):
         ray.get(undelivered)
 
