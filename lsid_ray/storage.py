@@ -23,7 +23,8 @@ COPY_BYTES = 4 << 20  # per read
 
 
 def to_path(text: str | AnyPath) -> AnyPath:
-    """The path that a text names. Raises: InputError for an unknown scheme, or an address without a bucket."""
+    """The path that a text names. Raises: InputError for no text, an unknown scheme, an address without a bucket."""
+WRITE_TEST = ".writable"  # an empty object that `check_writable` leaves in an object store
     if isinstance(text, Path | RemotePath):
         return text
     scheme, separator, rest = text.partition("://")
@@ -32,6 +33,8 @@ def to_path(text: str | AnyPath) -> AnyPath:
     if scheme not in SCHEMES or not rest.strip("/"):
         raise InputError(f"{text}: expected a folder, or s3://BUCKET/NAME or gs://BUCKET/NAME")
     return RemotePath(f"{scheme}:", *filter(None, rest.split("/")))
+    if not text:
+        raise InputError("a path is empty: expected a file or folder, or s3://BUCKET/NAME or gs://BUCKET/NAME")
 
 
 def arrow_filesystem(path: AnyPath) -> "tuple[FileSystem, str]":
@@ -39,6 +42,44 @@ def arrow_filesystem(path: AnyPath) -> "tuple[FileSystem, str]":
     if isinstance(path, RemotePath):
         return path.filesystem, path.key
     from pyarrow.fs import LocalFileSystem
+
+def check_writable(folder: AnyPath, option: str) -> None:
+    """Check that files can be created in a folder, which need not exist yet; `option` names it in errors.
+
+    On disk a file is created in the nearest folder that exists, and deleted. In an object store this is one request,
+    which leaves the empty object WRITE_TEST: to delete it would take three.
+    Raises: InputError if the folder cannot be written to; StoreError if the object store fails.
+    """
+    if isinstance(folder, RemotePath):
+        try:
+            (folder / WRITE_TEST).write_bytes(b"")
+        except InputError as error:
+            raise InputError(f"{option} {error}") from None
+        return
+    existing = folder.absolute()
+    try:
+        str(folder).encode()  # pyarrow takes UTF-8 only
+        while not _exists(existing):
+            existing = existing.parent
+        with tempfile.TemporaryFile(dir=existing) as file:
+            file.write(bytes(4096))
+            file.flush()
+            os.fsync(file.fileno())  # a full disk may be noticed as late as here
+    except UnicodeError:
+        raise InputError(f"{option} {folder}: its name is not UTF-8; expected one that is") from None
+    except (OSError, ValueError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"{option} {folder}: no file can be created in {existing}: {reason}") from None
+
+
+def _exists(path: Path) -> bool:
+    """Whether there is anything of this name, be it a broken link. Raises: OSError, ValueError if none can be."""
+    try:
+        os.lstat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return True
+
 
     return LocalFileSystem(), str(path)
 
