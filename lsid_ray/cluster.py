@@ -13,21 +13,19 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import ray
-import yaml
 from ray._private import ray_constants, services
 from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.data import DataContext
 
+from lsid_ray.capacity import Capacity, Resources, current_capacity, describe_free, format_amounts
 from lsid_ray.config.schema import ClusterConfig
 from lsid_ray.errors import InputError
 
 CPUS_PER_READER = 0.5
 REPARTITION_CPUS = 1  # the task that deals sample numbers to the readers
 CONNECT_TIMEOUT_S = 10.0
-AUTOSCALER_CONFIG = "~/ray_bootstrap_config.yaml"  # where `ray up` keeps its file on the head; no public API tells
 
 
 def connect() -> None:
@@ -102,66 +100,75 @@ def filtered_stderr(unwanted: bytes) -> Iterator[None]:
                     os.write(2, line)
 
 
-def check_capacity(config: ClusterConfig) -> int:
+def check_capacity(config: ClusterConfig, capacity: Capacity | None = None) -> int:
     """The number of such runs that the cluster, scaled up to its limits, holds side by side; at least 1.
 
-    A run is its workers, its readers and the task that feeds them.
+    A run is its workers, its readers and the task that feeds them. If the limits are not known, the number is that of
+    now, and nothing is refused: the run waits. capacity: of the connected cluster if None.
     Raises: InputError naming the options, what they need and what the cluster has.
     """
-    nodes = _nodes()
-    free = [[node.get("CPU", 0), node.get("GPU", 0)] for node in nodes]
-    reading_nodes = [
-        resources
-        for resources, node in zip(free, nodes, strict=True)
-        if not config.readers_on or node.get(config.readers_on)
-    ]
-    if not reading_nodes:
-        raise InputError(f"--cluster.readers-on {config.readers_on}: no node of the cluster has that resource")
-    cpus, gpus = (sum(column) for column in zip(*free, strict=True))
+    capacity = capacity or current_capacity()
+    runs = max(_count_runs(config, nodes) for nodes in (capacity.alive, capacity.limit or ()))
+    if not runs and capacity.limit is not None:
+        raise InputError(_shortage(config, capacity.limit, "has at most" if capacity.may_grow else "has"))
+    return max(runs, 1)
+
+
+def _shortage(config: ClusterConfig, nodes: tuple[Resources, ...], has: str) -> str:
+    """Why these nodes do not hold a run."""
+    if config.readers_on and not any(node.get(config.readers_on) for node in nodes):
+        return f"--cluster.readers-on {config.readers_on}: no node of the cluster has that resource"
+    cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
     reading_cpus = REPARTITION_CPUS + config.readers * CPUS_PER_READER
     needed = config.num_workers * config.cpus_per_worker + reading_cpus
     if needed > cpus:
-        raise InputError(
+        return (
             f"--cluster.num-workers {config.num_workers} with --cluster.cpus-per-worker {config.cpus_per_worker:g} "
             f"needs {needed:g} CPUs ({reading_cpus:g} of them to read data, with --cluster.readers {config.readers}), "
-            f"the cluster has {cpus:g}"
+            f"the cluster {has} {cpus:g}"
         )
-    gpu = config.gpus_per_worker if config.use_gpu else 0
-    if config.num_workers * gpu > gpus:
-        raise InputError(
-            f"--cluster.use-gpu with --cluster.num-workers {config.num_workers} needs {config.num_workers * gpu:g} "
-            f"GPUs, the cluster has {gpus:g}"
+    if config.use_gpu and config.num_workers * config.gpus_per_worker > gpus:
+        return (
+            f"--cluster.use-gpu with --cluster.num-workers {config.num_workers} needs "
+            f"{config.num_workers * config.gpus_per_worker:g} GPUs, the cluster {has} {gpus:g}"
         )
+    sizes = ", ".join(format(node.get("CPU", 0), "g") for node in nodes)
+    return (
+        f"--cluster.cpus-per-worker {config.cpus_per_worker:g}: {config.num_workers} such workers and their readers do "
+        f"not fit on the nodes, which have {sizes} CPUs"
+    )
+
+
+def _count_runs(config: ClusterConfig, nodes: tuple[Resources, ...]) -> int:
+    """The number of such runs that these nodes hold side by side."""
+    free = [[node.get("CPU", 0), node.get("GPU", 0)] for node in nodes]
+    reading = [each for each, node in zip(free, nodes, strict=True) if node.get(config.readers_on or "CPU")]
     run = [
-        *[(free, config.cpus_per_worker, gpu)] * config.num_workers,
-        *[(reading_nodes, CPUS_PER_READER, 0)] * config.readers,
+        *[(free, config.cpus_per_worker, config.gpus_per_worker if config.use_gpu else 0)] * config.num_workers,
+        *[(reading, CPUS_PER_READER, 0)] * config.readers,
         (free, REPARTITION_CPUS, 0),
     ]
     runs = 0
     while all(_reserve(*part) for part in run):
         runs += 1
-    if not runs:
-        sizes = ", ".join(format(node.get("CPU", 0), "g") for node in nodes)
-        raise InputError(
-            f"--cluster.cpus-per-worker {config.cpus_per_worker:g}: {config.num_workers} such workers and their "
-            f"readers do not fit on the nodes, which have {sizes} CPUs"
-        )
     return runs
+
+
+def _reserve(free: list[list[float]], cpus: float, gpus: float) -> bool:
+    """Take CPUs and GPUs from the first node that has them; False if none has."""
+    for node in free:
+        if node[0] + 1e-9 >= cpus and node[1] + 1e-9 >= gpus:
+            node[0] -= cpus
+            node[1] -= gpus
+            return True
+    return False
 
 
 def describe_wait(config: ClusterConfig) -> str:
     """What a run waits for: "2 workers with 1 CPU each: 0.5 of 2 CPUs free"."""
-    total, free = ray.cluster_resources(), ray.available_resources()
     needs = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.use_gpu else {})
-    each = " and ".join(f"{amount:g} {_plural(name, amount)}" for name, amount in needs.items())
-    state = ", ".join(
-        f"{free.get(name, 0):g} of {total.get(name, 0):g} {_plural(name, total.get(name, 0))} free" for name in needs
-    )
-    return f"{config.num_workers} {_plural('worker', config.num_workers)} with {each} each: {state}"
-
-
-def _plural(name: str, count: float) -> str:
-    return name if count == 1 else f"{name}s"
+    workers = "1 worker" if config.num_workers == 1 else f"{config.num_workers} workers"
+    return f"{workers} with {format_amounts(needs)} each: {describe_free(needs)}"
 
 
 def start_attempts(config: ClusterConfig) -> int:
@@ -173,25 +180,3 @@ def start_attempts(config: ClusterConfig) -> int:
         return -1
     timeout_s = float(os.environ.get("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "60"))
     return max(math.ceil(60 * config.wait_minutes / timeout_s) - 1, 0)
-
-
-def _nodes() -> list[dict[str, float]]:
-    """Resources of each node: of those alive or, if that is more, of all that the autoscaler of `ray up` may start."""
-    alive = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    path = Path(AUTOSCALER_CONFIG).expanduser()
-    if not path.exists():
-        return alive
-    config = yaml.safe_load(path.read_text())
-    types = [kind for name, kind in config["available_node_types"].items() if name != config["head_node_type"]]
-    planned = [kind["resources"] for kind in types for _ in range(kind["max_workers"])]
-    return max(alive, planned, key=lambda nodes: sum(node.get("CPU", 0) for node in nodes))
-
-
-def _reserve(free: list[list[float]], cpus: float, gpus: float) -> bool:
-    """Take CPUs and GPUs from the first node that has them; False if none has."""
-    for node in free:
-        if node[0] + 1e-9 >= cpus and node[1] + 1e-9 >= gpus:
-            node[0] -= cpus
-            node[1] -= gpus
-            return True
-    return False

@@ -1,5 +1,6 @@
 """The progress of long work: a live bar with rate and time left on a terminal, elsewhere a line now and then."""
 
+import math
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.text import Text
 
 LINE_SECONDS = 10.0  # between lines of progress if there is no terminal
+WAIT_LINE_SECONDS = 60.0  # between lines that say what work waits for, likewise
 TABLE_SECONDS = 60.0  # between tables, likewise
 
 
@@ -18,12 +20,11 @@ TABLE_SECONDS = 60.0  # between tables, likewise
 def counter(what: str, unit: str) -> Iterator[Callable[..., None]]:
     """Yields update(done, total, message=""), to be called as often as convenient; each message stays on a line."""
     with _display(what) as display:
-        start = time.monotonic()
 
         def update(done: int, total: int, message: str = "") -> None:
             if message:
                 display.print(message)
-            seconds = time.monotonic() - start
+            seconds = time.monotonic() - display.start
             rate = done / seconds if seconds > 0 else 0.0
             left = format_duration((total - done) / rate) if rate > 0 else "?"
             display.show(f"{done}/{total} {unit}, {rate:.1f} {unit}/s, {left} left", done, total)
@@ -47,7 +48,7 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                     elif event["step"]:
                         display.print(f"resuming from step {event['step']} of {total}")
                 case "waiting":
-                    display.show(f"waiting for {event['message']}, {format_duration(event['seconds'])}", 0, total or 1)
+                    display.show_waiting(f"{event['message']}, {format_duration(event['seconds'])}")
                 case "failure":
                     display.print(f"{event['reason']}; restarting from step {event['step']}")
                 case "warning":
@@ -67,6 +68,14 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                     )
 
         yield show
+
+
+def show_waiting(text: str) -> None:
+    """Show what work waits for, on the display that is open, or else on a line: "1 CPU: 0 of 4 CPUs free, 25 s"."""
+    if _open:
+        _open[-1].show_waiting(text)
+    else:
+        print(f"waiting for {text}", flush=True)
 
 
 @contextmanager
@@ -102,19 +111,34 @@ def format_duration(seconds: float) -> str:
     return f"{minutes}:{rest:02d} min" if minutes < 60 else f"{minutes // 60}:{minutes % 60:02d} h"
 
 
+_open: list["_Display"] = []  # the displays of this process, the latest last
+
+
 class _Display:
     """One status line with a bar on a terminal, elsewhere a new line every LINE_SECONDS."""
 
     def __init__(self, what: str, console: Console, bar: Progress):
-        self.what, self.console, self.bar, self.printed_at = what, console, bar, 0.0
+        self.what, self.console, self.bar = what, console, bar
+        self.printed_at = self.waited_at = -math.inf
+        self.start, self.done = time.monotonic(), 0
         self.task = bar.add_task(what, total=None, status="", visible=False)
 
     def show(self, text: str, done: int, total: int) -> None:
+        self.done = done
         if self.console.is_terminal:
             self.bar.update(self.task, completed=done, total=total, status=text, visible=True)
         elif done == total or time.monotonic() - self.printed_at >= LINE_SECONDS:
             self.print(text)
             self.printed_at = time.monotonic()
+
+    def show_waiting(self, text: str) -> None:
+        if not self.done:
+            self.start = time.monotonic()  # the rate counts from when work begins
+        if self.console.is_terminal:
+            self.bar.update(self.task, status=f"waiting for {text}", visible=True)
+        elif time.monotonic() - self.waited_at >= WAIT_LINE_SECONDS:
+            self.print(f"waiting for {text}")
+            self.waited_at = time.monotonic()
 
     def print(self, text: str) -> None:
         self.console.print(f"{self.what}: {text}")
@@ -125,8 +149,13 @@ def _display(what: str) -> Iterator[_Display]:
     console = _console()
     columns = (TextColumn("{task.description}"), BarColumn(20), TextColumn("{task.fields[status]}"))
     bar = Progress(*columns, console=console, disable=not console.is_terminal)
-    with bar:
-        yield _Display(what, console, bar)
+    display = _Display(what, console, bar)
+    _open.append(display)
+    try:
+        with bar:
+            yield display
+    finally:
+        _open.remove(display)
 
 
 def _console() -> Console:

@@ -13,7 +13,7 @@ LAYERS = (  # a layer imports only those above it in this list; packages of one 
     ("errors",),
     ("object_store",),
     ("storage",),
-    ("config", "raw", "progress"),
+    ("config", "raw", "progress", "capacity"),
     ("model", "cluster", "commandline"),
     ("synthesis", "data"),
     ("inference",),

@@ -12,7 +12,7 @@ from lsid_ray.config.schema import (
 )
 
 EMBEDDED_ROOT = "data/demo"
-GPU = ClusterConfig(use_gpu=True, cpus_per_worker=4, readers=8)
+GPU = ClusterConfig(use_gpu=True, cpus_per_worker=4, readers=4)  # 7 CPUs for one worker: most one-GPU machines have 8
 
 PRESETS: dict[str, tuple[str, Experiment]] = {
     "demo": (

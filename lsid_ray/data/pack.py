@@ -13,7 +13,7 @@ from pathlib import Path
 
 from lsid_ray import __version__, storage
 from lsid_ray.data.catalog import RawPair
-from lsid_ray.data.convert import FileResult, pack_file, shard_path
+from lsid_ray.data.convert import FileResult, PackTask, pack_file, shard_path
 from lsid_ray.data.index import (
     INDEX,
     LOCK,
@@ -25,7 +25,7 @@ from lsid_ray.data.index import (
     write_index,
 )
 from lsid_ray.data.pack_plan import PackPlan, plan_packing
-from lsid_ray.data.parallel import parallel_map
+from lsid_ray.data.parallel import parallel_map, reuse_freed_memory
 from lsid_ray.data.shard import TILE_SIDE, read_metadata
 from lsid_ray.errors import InputError
 from lsid_ray.object_store import RemotePath
@@ -124,7 +124,7 @@ def _execute(plan: PackPlan, progress: Progress) -> PackResult:
     if total:
         progress(0, total)
     try:
-        with closing(parallel_map(pack_file, plan.tasks, str(destination), plan.tile)) as results:
+        with closing(parallel_map(_pack_file, plan.tasks, str(destination), plan.tile)) as results:
             for task, result in results:
                 if result is None:
                     reason = "the process that read it died; is it damaged, or memory short?"
@@ -156,6 +156,11 @@ def _execute(plan: PackPlan, progress: Progress) -> PackResult:
     previous = plan.index.sources if plan.index else {}
     removed = tuple(name for name in previous if previous[name].shard and name not in index.sources)
     return PackResult(len(index.pairs), index.failed, False, packed, reused, removed)
+
+
+def _pack_file(task: PackTask, destination: str, tile: int) -> FileResult:
+    reuse_freed_memory()
+    return pack_file(task, destination, tile)
 
 
 def _assemble_index(plan: PackPlan) -> Index:

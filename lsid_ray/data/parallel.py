@@ -1,23 +1,24 @@
-"""Apply one function to many items in parallel, as Ray Data tasks."""
+"""Apply one function to many items in parallel, as Ray tasks."""
 
 import ctypes
-import pickle
 import sys
-import warnings
+import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import ray
-import ray.data
-from ray.data import DataContext, TaskPoolStrategy
-from ray.util.annotations import RayDeprecationWarning
+from ray.exceptions import NodeDiedError, ObjectLostError, OutOfMemoryError, RayTaskError, WorkerCrashedError
+
+from lsid_ray.capacity import check_task, current_capacity, describe_free, format_amounts
+from lsid_ray.progress import format_duration, show_waiting
 
 Item, Result = TypeVar("Item"), TypeVar("Result")
-TASKS_IN_FLIGHT_PER_CORE = 3  # all but one queued: Ray Data submits the next only 0.1 s after one ends (ray 2.60)
-MAX_ITEMS_PER_TASK = 8  # each task costs Ray 12 ms (ray 2.60)
-MIN_TASKS_PER_CORE = 6  # so that all cores finish at about the same time
 REUSED_BYTES = 512 << 20  # of freed memory that a process keeps
-RETRIES = 1  # of a task whose process or node died; Ray Data's default is no limit
+RETRIES = 1  # of a task whose process or node died; Ray's default is 3
+LOST = (WorkerCrashedError, NodeDiedError, OutOfMemoryError, ObjectLostError)
+POLL_S = 1.0  # between looks at the nodes
+QUIET_WAIT_S, WAIT_LINE_S = 15.0, 10.0  # before waiting is shown first (a process starts in less), and between
 
 
 def reuse_freed_memory() -> None:
@@ -33,58 +34,54 @@ def reuse_freed_memory() -> None:
 
 
 def parallel_map(
-    function: Callable[..., Result], items: Sequence[Item], *arguments: Any
+    function: Callable[..., Result], items: Sequence[Item], *arguments: Any, cpus: float = 1, gpus: float = 0
 ) -> Iterator[tuple[Item, Result | None]]:
-    """Yields each item with function(item, *arguments), in order of completion.
+    """Yields each item with function(item, *arguments), in order of completion; with None if its process died twice.
 
-    Items whose process died come last, with None. Raises: whatever `function` raises, at once.
+    Each item is a task with so many CPUs and GPUs, in a process that later tasks reuse. Nodes that join are used, and
+    an autoscaler is asked for them. While all tasks wait for resources the open display of progress says so.
+    Raises: whatever `function` raises, at once; InputError if the cluster can never hold a task.
     """
-    remaining = dict(enumerate(items))
-    cores = max(int(ray.cluster_resources().get("CPU", 1)), 1)
-    # The items of a task whose process died are retried, each in a task of its own.
-    for max_items in (MAX_ITEMS_PER_TASK, 1):
-        for number, result in _map_once(function, list(remaining.items()), arguments, cores, max_items):
-            yield remaining.pop(number), result
-    for item in remaining.values():
-        yield item, None
 
+    def run(item: Item) -> Iterator[Result | None]:
+        yield None  # it has started
+        yield function(item, *arguments)
 
-def _map_once(
-    function: Callable[..., Result],
-    items: list[tuple[int, Item]],
-    arguments: tuple[Any, ...],
-    cores: int,
-    max_items: int,
-) -> Iterator[tuple[int, Result]]:
-    """Numbers and results of numbered items, at most `max_items` per task, without those whose process died."""
-
-    def process_row(row: dict[str, Any]) -> dict[str, Any]:
-        reuse_freed_memory()
-        try:
-            result: Result | Exception = function(pickle.loads(row["item"]), *arguments)
-        except Exception as error:
-            result = error
-        return {"number": row["number"], "result": pickle.dumps(result)}
-
-    if not items:
-        return
-    tasks = -(-len(items) // max(min(max_items, len(items) // (MIN_TASKS_PER_CORE * cores)), 1))
-    rows = [{"number": number, "item": pickle.dumps(item)} for number, item in items]
-    context = DataContext.get_current().copy()
-    context.max_errored_blocks = -1  # a process that dies (out of memory, a decoder crash) does not stop the others
-    with DataContext.current(context), warnings.catch_warnings():
-        warnings.simplefilter("ignore", RayDeprecationWarning)  # for ray_remote_args_fn, which has no replacement yet
-        # Ray Data reserves no CPUs, so that it submits more tasks than there are CPUs; Ray itself runs one per CPU.
-        dataset = ray.data.from_items(rows, override_num_blocks=tasks).map(
-            process_row,
-            num_cpus=0,
-            compute=TaskPoolStrategy(size=min(TASKS_IN_FLIGHT_PER_CORE * cores, tasks)),
-            ray_remote_args_fn=lambda: {"num_cpus": 1, "max_retries": RETRIES},
-        )
-        batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0))  # prefetching delays each result
-    for batch in batches:
-        for number, pickled in zip(batch["number"].tolist(), batch["result"], strict=True):
-            result = pickle.loads(pickled)
-            if isinstance(result, Exception):
-                raise result
-            yield number, result
+    needs = {"CPU": cpus, "GPU": gpus}
+    check_task(needs)
+    # Ray would end a process after each task with a GPU.
+    task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_calls=0, max_retries=RETRIES, num_returns="streaming")(run)
+    queue = deque(items)
+    pending: dict[ray.ObjectRefGenerator, Item] = {}
+    running: set[ray.ObjectRefGenerator] = set()
+    limit, looked_at, shown_at, busy_at = 0, -POLL_S, 0.0, time.monotonic()
+    try:
+        while queue or pending:
+            now = time.monotonic()
+            if now - looked_at >= POLL_S:
+                looked_at, limit = now, current_capacity().task_count(needs)
+            while queue and len(pending) < limit:
+                item = queue.popleft()
+                pending[task.remote(item)] = item
+            ready, _ = ray.wait(list(pending), timeout=POLL_S, fetch_local=False)
+            if ready or running:
+                busy_at = time.monotonic()
+            elif now - busy_at >= QUIET_WAIT_S and now - shown_at >= WAIT_LINE_S:
+                shown_at = now
+                show_waiting(f"{format_amounts(needs)}: {describe_free(needs)}, {format_duration(now - busy_at)}")
+            for outputs in ready:
+                try:
+                    result = ray.get(next(outputs))
+                except LOST:
+                    result = None
+                except RayTaskError as error:
+                    raise error.cause from None
+                else:
+                    if outputs not in running:
+                        running.add(outputs)
+                        continue
+                running.discard(outputs)
+                yield pending.pop(outputs), result
+    finally:
+        for outputs in pending:
+            ray.cancel(outputs)

@@ -7,7 +7,7 @@ from typing import Any
 from lsid_ray import storage
 from lsid_ray.data.index import read_index, unlisted_files
 from lsid_ray.data.pack import Progress, update_shards
-from lsid_ray.data.parallel import parallel_map
+from lsid_ray.data.parallel import parallel_map, reuse_freed_memory
 from lsid_ray.data.shard import Shard, check_shard
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
@@ -72,4 +72,5 @@ def repair_shards(
 
 
 def _check(shard_and_record: tuple[Shard, dict[str, Any]], folder: str) -> str:
+    reuse_freed_memory()
     return check_shard(folder, *shard_and_record)

@@ -6,13 +6,13 @@ from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
-import ray
-import ray.data
 import torch
 
 from lsid_ray import __version__, storage
+from lsid_ray.capacity import check_task
 from lsid_ray.data.index import Pair, Shards, Split, open_shards
-from lsid_ray.errors import InputError
+from lsid_ray.data.parallel import parallel_map
+from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.evaluate.report import summarize, write_report
 from lsid_ray.evaluate.score import score_frame
 from lsid_ray.inference.bands import MEMORY_BYTES
@@ -60,27 +60,21 @@ def evaluate(
     for pair in pairs:
         if (kind := layout_of(pair.short.cfa).kind) != generator.config.cfa:
             raise InputError(f"{folder}: {pair.name} is {kind}, {checkpoint} was trained for {generator.config.cfa}")
-    if use_gpu and not ray.cluster_resources().get("GPU"):
-        raise InputError("--use-gpu: the cluster has no GPU, expected at least one")
+    if use_gpu:
+        check_task({"CPU": 1, "GPU": 1}, "--use-gpu: ")
     shown = _select(pairs, images)
     rows = [
         {"number": number, "pair": shards.pairs.index(pair), "with_images": number in shown}
         for number, pair in enumerate(pairs)
     ]
-    dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-        _score_row,
-        fn_args=(str(checkpoint), str(folder), split, memory_bytes, use_gpu),
-        num_cpus=1,
-        num_gpus=1 if use_gpu else 0,
-        max_calls=0,  # reuse the process: on a GPU, Ray would start one per frame, and each would load the network
-    )
+    options = (str(checkpoint), str(folder), split, memory_bytes, use_gpu)
     results = {}
     progress(0, len(pairs))
-    for row in dataset.iter_rows():
-        results[row["number"]] = row
+    for row, result in parallel_map(_score_row, rows, *options, gpus=int(use_gpu)):
+        if result is None:
+            raise PartialFailure(f"{pairs[row['number']].name} was not scored: the process died, perhaps out of memory")
+        results[row["number"]] = result
         progress(len(results), len(pairs))
-    if len(results) != len(pairs):
-        raise RuntimeError(f"{len(results)} of {len(pairs)} frames were scored")
     ordered = [results[number] for number in sorted(results)]
     scores = [row["score"] for row in ordered]
     frames = [row["images"] for row in ordered if row["images"] is not None]
