@@ -20,28 +20,22 @@ if TYPE_CHECKING:
 
 AnyPath = Path | RemotePath
 COPY_BYTES = 4 << 20  # per read
+WRITE_TEST = ".writable"  # an empty object that `check_writable` leaves in an object store
 
 
 def to_path(text: str | AnyPath) -> AnyPath:
     """The path that a text names. Raises: InputError for no text, an unknown scheme, an address without a bucket."""
-WRITE_TEST = ".writable"  # an empty object that `check_writable` leaves in an object store
     if isinstance(text, Path | RemotePath):
         return text
+    if not text:
+        raise InputError("a path is empty: expected a file or folder, or s3://BUCKET/NAME or gs://BUCKET/NAME")
     scheme, separator, rest = text.partition("://")
     if not separator:
         return Path(text)
     if scheme not in SCHEMES or not rest.strip("/"):
         raise InputError(f"{text}: expected a folder, or s3://BUCKET/NAME or gs://BUCKET/NAME")
     return RemotePath(f"{scheme}:", *filter(None, rest.split("/")))
-    if not text:
-        raise InputError("a path is empty: expected a file or folder, or s3://BUCKET/NAME or gs://BUCKET/NAME")
 
-
-def arrow_filesystem(path: AnyPath) -> "tuple[FileSystem, str]":
-    """pyarrow's file system for a path, and the path's name in it, as Ray Train takes them."""
-    if isinstance(path, RemotePath):
-        return path.filesystem, path.key
-    from pyarrow.fs import LocalFileSystem
 
 def check_writable(folder: AnyPath, option: str) -> None:
     """Check that files can be created in a folder, which need not exist yet; `option` names it in errors.
@@ -80,6 +74,12 @@ def _exists(path: Path) -> bool:
         return False
     return True
 
+
+def arrow_filesystem(path: AnyPath) -> "tuple[FileSystem, str]":
+    """pyarrow's file system for a path, and the path's name in it, as Ray Train takes them."""
+    if isinstance(path, RemotePath):
+        return path.filesystem, path.key
+    from pyarrow.fs import LocalFileSystem
 
     return LocalFileSystem(), str(path)
 
