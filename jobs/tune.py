@@ -23,6 +23,7 @@ from lsid_ray.sweep.report import trial_table, write_sweep_report
 from lsid_ray.sweep.space import read_space
 from lsid_ray.sweep.trials import SweepDefinition, claim_sweep
 from lsid_ray.sweep.tuner import run_trials
+from lsid_ray.train.lock import locked
 from lsid_ray.train.prepare import prepare
 
 
@@ -40,12 +41,13 @@ def main() -> None:
     shards, failures = prepare(experiment, print, lambda: counter("packing", "files"))
     folder = storage.to_path(experiment.storage).resolve() / experiment.name
     definition = SweepDefinition(folder, experiment, space, sweep, str(storage.to_path(shards).resolve()))
-    claim_sweep(definition)
-    with live_table() as show:
-        run_trials(definition, lambda trials: show(trial_table(definition, trials)))
-    with training_progress() as show:
-        result = compare_best(definition, on_event=show, scoring_progress=lambda what: counter(what, "frames"))
-    print(f"\n{summary_line(result)}\n\nreport: {write_sweep_report(definition, result)}")
+    with locked(folder, print):
+        claim_sweep(definition)
+        with live_table() as show:
+            run_trials(definition, lambda trials: show(trial_table(definition, trials)))
+        with training_progress() as show:
+            result = compare_best(definition, on_event=show, scoring_progress=lambda what: counter(what, "frames"))
+        print(f"\n{summary_line(result)}\n\nreport: {write_sweep_report(definition, result)}")
     if failures:
         raise PartialFailure(f"{len(failures)} files were left out of {shards}")
 

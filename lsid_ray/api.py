@@ -16,7 +16,7 @@ from lsid_ray.inference.frame import enhance_raw
 from lsid_ray.model.checkpoint import load_generator
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.frame import read_raw
-from lsid_ray.train import events, trainer
+from lsid_ray.train import events, run_log, trainer
 from lsid_ray.train.prepare import prepare
 
 
@@ -68,4 +68,4 @@ def run_experiment(
 
 def read_metrics(folder: str | Path) -> list[events.Event]:
     """The events of a run so far, oldest first, also while it trains; see `train.events` for their fields."""
-    return events.read_events(storage.to_path(folder))
+    return run_log.read_events(storage.to_path(folder))

@@ -3,9 +3,13 @@
 `to_path` turns the text of a path into a `pathlib.Path` or a `RemotePath`, which has the same methods.
 """
 
+import ctypes
+import fcntl
 import os
 import shutil
+import sys
 import tempfile
+import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -21,6 +25,8 @@ if TYPE_CHECKING:
 AnyPath = Path | RemotePath
 COPY_BYTES = 4 << 20  # per read
 WRITE_TEST = ".writable"  # an empty object that `check_writable` leaves in an object store
+TEMPORARY = "lsid-tmp-"  # how the names of our temporary folders begin
+YOUNG_S = 60.0  # a temporary folder younger than this may not be locked yet
 
 
 def to_path(text: str | AnyPath) -> AnyPath:
@@ -128,29 +134,70 @@ def atomic_write(path: AnyPath) -> Iterator[BinaryIO]:
 
 @contextmanager
 def atomic_folder(folder: AnyPath, last: str) -> Iterator[Path]:
-    """A local folder that replaces `folder` when the block ends.
+    """A local folder that replaces `folder` when the block ends; if the block fails, `folder` stays as it was.
 
-    Into an object store its files are uploaded one by one, `last` at the end: the folder is complete if that exists.
+    Into an object store its files are uploaded one by one, `last` at the end, and what only the older folder had is
+    deleted after that: a new folder is complete if `last` exists, and of a replaced one each file is old or new.
     """
     if isinstance(folder, RemotePath):
-        with tempfile.TemporaryDirectory(prefix="lsid-") as partial:
-            yield Path(partial)
-            remove_tree(folder)
-            for name in sorted(list_files(Path(partial)), key=lambda name: name == last):
-                copy_file(Path(partial, name), folder / name)
+        older = list_files(folder)
+        with temporary_folder() as partial:
+            yield partial
+            names = list_files(partial)
+            for name in sorted(names, key=lambda name: name == last):
+                copy_file(partial / name, folder / name)
+        for name in older.keys() - names.keys():
+            (folder / name).unlink(missing_ok=True)
         return
     folder.parent.mkdir(parents=True, exist_ok=True)
     partial = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}.partial")
-    older = partial.with_suffix(".older")
     try:
         partial.mkdir()
         yield partial
-        if folder.exists():
+        if not folder.exists():
+            partial.rename(folder)
+        elif not _exchange(partial, folder):
+            older = partial.with_suffix(".older.partial")
             folder.rename(older)
-        partial.rename(folder)
-        shutil.rmtree(older, ignore_errors=True)
+            partial.rename(folder)
+            shutil.rmtree(older, ignore_errors=True)
     finally:
         shutil.rmtree(partial, ignore_errors=True)
+
+
+def _exchange(one: Path, other: Path) -> bool:
+    """Exchange two folders in one step; False where the system or the file system cannot (NFS, macOS)."""
+    if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "renameat2"):
+        return False
+    at_fdcwd, rename_exchange = -100, 2  # of fcntl.h and linux/fs.h
+    return libc.renameat2(at_fdcwd, os.fsencode(one), at_fdcwd, os.fsencode(other), rename_exchange) == 0
+
+
+@contextmanager
+def temporary_folder() -> Iterator[Path]:
+    """A folder for this block. Those that killed processes of this user have left behind are deleted first."""
+    for path in Path(tempfile.gettempdir()).glob(f"{TEMPORARY}*"):
+        try:
+            stat = path.stat()
+            if stat.st_uid != os.getuid() or time.time() - stat.st_mtime < YOUNG_S:
+                continue
+            with _locked(path):
+                shutil.rmtree(path, ignore_errors=True)
+        except OSError:  # in use, or gone meanwhile
+            continue
+    with tempfile.TemporaryDirectory(prefix=TEMPORARY) as name, _locked(Path(name)):
+        yield Path(name)
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Hold a folder's lock, which ends with its process. Raises: OSError if another process holds it."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        yield
+    finally:
+        os.close(descriptor)
 
 
 @contextmanager
@@ -159,13 +206,13 @@ def local_copy(path: AnyPath) -> Iterator[Path]:
     if not isinstance(path, RemotePath):
         yield path
         return
-    with tempfile.TemporaryDirectory(prefix="lsid-") as folder:
+    with temporary_folder() as folder:
         names = list_files(path)
         for name in names:
-            copy_file(path / name, Path(folder, path.name, name))
+            copy_file(path / name, folder / path.name / name)
         if not names:
-            copy_file(path, Path(folder, path.name))
-        yield Path(folder, path.name)
+            copy_file(path, folder / path.name)
+        yield folder / path.name
 
 
 def copy_file(source: AnyPath, target: AnyPath) -> None:

@@ -68,7 +68,7 @@ def test_a_checkpoint_has_four_files_and_its_metrics_and_state_are_readable(tmp_
     save(tmp_path, small())
     assert sorted(path.name for path in tmp_path.iterdir()) == FILES
     assert load_metrics(tmp_path) == {"step": 3, "psnr_db": 28.5}
-    assert load_training_state(str(tmp_path)) == {"step": 3}
+    assert load_training_state(tmp_path) == {"step": 3}
 
 
 def test_channels_last_weights_can_be_saved(tmp_path: Path):

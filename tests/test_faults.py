@@ -2,7 +2,9 @@
 
 import contextlib
 import errno
+import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -10,21 +12,24 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 import ray
 import torch
 from nodes import NodeCluster, until
 from test_jobs import JOBS, TINY
-from test_trainer import events
+from test_trainer import events, worker_processes
 
 from lsid_ray.cluster import describe_wait, start_attempts
 from lsid_ray.config.schema import ClusterConfig, Experiment
 from lsid_ray.errors import InputError, PartialFailure
-from lsid_ray.train import events as events_module
+from lsid_ray.train import monitor as monitor_module
 from lsid_ray.train import trainer
-from lsid_ray.train.events import Event, RunLog, start_buffer
+from lsid_ray.train.events import Event, start_buffer
 from lsid_ray.train.failures import describe, is_deterministic
+from lsid_ray.train.monitor import Monitor
 from lsid_ray.train.run_folder import checkpoint_step
+from lsid_ray.train.run_log import open_log
 from lsid_ray.train.trainer import train
 
 MakeExperiment = Callable[..., Experiment]
@@ -97,19 +102,20 @@ def test_the_error_of_a_run_goes_before_one_of_its_log(cluster: None, tmp_path: 
     def broken(event: Event) -> None:
         raise ZeroDivisionError
 
-    buffer = start_buffer()
-    ray.get(buffer.put.remote({"kind": "start", "step": 0, "total_steps": 9}))
-    with pytest.raises(PartialFailure), RunLog(tmp_path, broken).following(buffer, str):
-        raise PartialFailure("of the run")
-    ray.get(buffer.put.remote({"kind": "start", "step": 0, "total_steps": 9}))
-    with pytest.raises(ZeroDivisionError), RunLog(tmp_path, broken).following(buffer, str):
-        pass
+    with open_log(tmp_path, broken) as log:
+        monitor = Monitor(start_buffer(), log, tmp_path / "stop", 0.0, str)
+        ray.get(monitor.buffer.put.remote({"kind": "start", "step": 0, "total_steps": 9}))
+        with pytest.raises(PartialFailure), monitor.watching():
+            raise PartialFailure("of the run")
+        ray.get(monitor.buffer.put.remote({"kind": "start", "step": 0, "total_steps": 9}))
+        with pytest.raises(ZeroDivisionError), monitor.watching():
+            pass
 
 
 def test_a_lost_buffer_is_a_warning(cluster: None, tmp_path: Path) -> None:
     buffer, seen = start_buffer(), []
     ray.kill(buffer)
-    with RunLog(tmp_path, seen.append).following(buffer, str):
+    with open_log(tmp_path, seen.append) as log, Monitor(buffer, log, tmp_path / "stop", 0.0, str).watching():
         pass
     assert [event["kind"] for event in seen] == ["warning"] and "lost" in seen[0]["message"]
 
@@ -128,8 +134,8 @@ def test_a_run_waits_for_busy_cpus_and_says_so(
     shards: Path, experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S", "1")
-    monkeypatch.setattr(events_module, "QUIET_WAIT_S", 1.0)
-    monkeypatch.setattr(events_module, "WAIT_LINE_S", 1.0)
+    monkeypatch.setattr(monitor_module, "QUIET_WAIT_S", 1.0)
+    monkeypatch.setattr(monitor_module, "WAIT_LINE_S", 1.0)
     seen: list[Event] = []
     e = experiment("waiting", cluster={"num_workers": 1})
     with occupied(3.5) as free:
@@ -179,7 +185,7 @@ def test_only_errors_that_may_pass_are_tried_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def failing_loop(options: dict) -> None:
-        with open(options["stop_file"] + "-starts", "a") as file:
+        with open(options["folder"] + "/starts", "a") as file:
             file.write("x")
         raise raised
 
@@ -188,7 +194,7 @@ def test_only_errors_that_may_pass_are_tried_again(
     with pytest.raises(error, match=message) as caught:
         train(e, str(shards))
     assert "\n" not in str(caught.value)
-    assert Path(e.storage, e.name, "stop-starts").read_text() == "x" * starts
+    assert Path(e.storage, e.name, "starts").read_text() == "x" * starts
 
 
 @pytest.mark.parametrize(
@@ -217,22 +223,38 @@ def test_a_lost_process_is_named_with_its_node() -> None:
 def test_a_full_disk_silences_nothing_and_loses_no_metrics(full_disk: Path, cluster: None) -> None:
     run, seen = full_disk / "run", []
     run.mkdir()
-    log = RunLog(run, seen.append)
-    log.write({"kind": "start", "step": 0, "total_steps": 9})
-    filler = full_disk / "more"
-    with contextlib.suppress(OSError), filler.open("wb") as file:
-        while True:
-            file.write(bytes(512))
-            file.flush()
-    for step in range(1, 200):
-        log.write({"kind": "train", "step": step, "l1": 0.5})
-    shown = [event["step"] for event in seen if event["kind"] == "train"]
-    assert shown == list(range(1, 200)), "every event is shown"
-    warnings = [event["message"] for event in seen if event["kind"] == "warning"]
-    assert len(warnings) == 1 and str(run) in warnings[0] and "No space left" in warnings[0]
-    filler.unlink()
-    log.write({"kind": "validation", "step": 200, "psnr_db": 20.0})
-    assert [event["step"] for event in events(run)] == list(range(201)), "and logged once there is room"
+    with open_log(run, seen.append) as log:
+        log.write({"kind": "start", "step": 0, "total_steps": 9})
+        filler = full_disk / "more"
+        with contextlib.suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(512))
+                file.flush()
+        for step in range(1, 200):
+            log.write({"kind": "train", "step": step, "l1": 0.5})
+        shown = [event["step"] for event in seen if event["kind"] == "train"]
+        assert shown == list(range(1, 200)), "every event is shown"
+        warnings = [event["message"] for event in seen if event["kind"] == "warning"]
+        assert len(warnings) == 1 and str(run) in warnings[0] and "No space left" in warnings[0]
+        filler.unlink()
+        log.write({"kind": "validation", "step": 200, "psnr_db": 20.0})
+        assert [event["step"] for event in events(run)] == list(range(201)), "and logged once there is room"
+
+
+def test_a_worker_that_hangs_is_named_killed_and_replaced(shards: Path, experiment: MakeExperiment) -> None:
+    e = experiment("hanging", training={"epochs": 60, "validate_every": 4}, cluster={"stall_minutes": 0.1})
+    stopped: list[int] = []
+
+    def stop_one(event: Event) -> None:
+        if event["kind"] == "validation" and not stopped:
+            stopped.append(worker_processes()[0])
+            os.kill(stopped[0], signal.SIGSTOP)
+
+    run = train(e, str(shards), on_event=stop_one)
+    (failure,) = [event for event in events(run.folder) if event["kind"] == "failure"]
+    assert re.search(rf"^worker [01] \(process {stopped[0]} on node [\d.]+\) has ", failure["reason"]), failure
+    assert failure["step"] > 0 and [v["epoch"] for v in events(run.folder) if v["kind"] == "validation"][-1] == 60
+    assert not psutil.pid_exists(stopped[0]), "the process is gone"
 
 
 CONNECT = """

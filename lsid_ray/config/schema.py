@@ -136,7 +136,11 @@ class ClusterConfig:
     max_failures: int = 3
     """Failures in a row (a lost node, a killed process), without a new checkpoint between them, that a run survives."""
     wait_minutes: float = 0.0
-    """Minutes to wait for CPUs and GPUs that are in use or still starting. 0: no limit."""
+    """Minutes to wait for CPUs and GPUs that are in use or still starting, or for a disk or store that does not take
+    a checkpoint. 0: no limit."""
+    stall_minutes: float = 10.0
+    """Minutes without progress after which the workers that hang are killed, and the run restarts from its latest
+    checkpoint. More than a step, or the validation of one frame, takes. 0: never."""
 
 
 @dataclass(frozen=True)

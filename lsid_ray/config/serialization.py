@@ -21,8 +21,8 @@ def to_json(experiment: Experiment) -> str:
     return json.dumps(dataclasses.asdict(experiment), indent=2)
 
 
-def from_json(text: str, source: str) -> Experiment:
-    """Read what `to_json` wrote. `source` names the file in errors.
+def from_json(text: str | bytes, source: str) -> Experiment:
+    """Read what `to_json` wrote, in UTF-8. `source` names the file in errors.
 
     Raises: InputError for an unknown field, a value of another type, or an experiment without a name.
     """

@@ -3,7 +3,9 @@
 generator.safetensors   the generator that was scored (its moving average, if there is one)
 training.pt             networks, optimizers and the step to resume from
 experiment.json         the resolved experiment
-checkpoint.json         step, epoch and validation scores
+checkpoint.json         step, epoch and validation scores; names and sizes of the other files
+
+checkpoint.json is written last: a checkpoint is complete if it has all files that checkpoint.json lists.
 """
 
 import json
@@ -37,7 +39,20 @@ def save_checkpoint(
     save_file(weights, folder / WEIGHTS)
     torch.save(training_state, folder / TRAINING_STATE)
     (folder / EXPERIMENT).write_text(to_json(experiment))
-    (folder / METRICS).write_text(json.dumps(metrics, indent=2))
+    files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
+    (folder / METRICS).write_text(json.dumps({**metrics, "files": files}, indent=2))
+
+
+def is_complete(folder: AnyPath) -> bool:
+    """Whether a folder is a checkpoint whose files have the sizes that were written; content is not read."""
+    found = {name: size for name, (size, _) in storage.list_files(folder).items()}
+    try:
+        expected = json.loads((folder / METRICS).read_text()).get("files")
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
+        return False
+    if expected is None:  # written before there was a list
+        return {WEIGHTS, TRAINING_STATE, EXPERIMENT} <= found.keys()
+    return all(found.get(name) == size for name, size in expected.items())
 
 
 def load_generator(folder: str | AnyPath) -> tuple[Generator, Experiment]:
@@ -61,9 +76,10 @@ def load_generator(folder: str | AnyPath) -> tuple[Generator, Experiment]:
     return generator.eval(), experiment
 
 
-def load_training_state(folder: str | Path) -> dict[str, Any]:
+def load_training_state(folder: AnyPath) -> dict[str, Any]:
     """The `training_state` that `save_checkpoint` was given, on the CPU."""
-    return torch.load(Path(folder) / TRAINING_STATE, map_location="cpu", weights_only=True)
+    with storage.local_copy(folder / TRAINING_STATE) as path:
+        return torch.load(path, map_location="cpu", weights_only=True)
 
 
 def load_metrics(folder: str | AnyPath) -> dict[str, Any]:
@@ -73,6 +89,8 @@ def load_metrics(folder: str | AnyPath) -> dict[str, Any]:
     """
     path = storage.to_path(folder) / METRICS
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
+        metrics = json.loads(path.read_text())
+        metrics.pop("files", None)
+        return metrics
+    except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None

@@ -18,7 +18,7 @@ from lsid_ray.config.serialization import difference, identity
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 from lsid_ray.sweep.space import Dimension, Parameters, with_parameters
-from lsid_ray.train.events import read_events
+from lsid_ray.train.run_log import read_events
 
 DEFINITION = "sweep-definition.json"
 FIXED_OPTIONS = ("searcher", "objectives", "scheduler", "grace_epochs", "keep", "trial_epochs", "zero_every", "seed")

@@ -6,13 +6,11 @@ sweep resumes and does not repeat finished trials.
 
 import os
 import queue
-import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 from ray import tune
@@ -162,14 +160,14 @@ class _TrialDriver(tune.Trainable):
     def _write_hparams(self) -> None:
         """Write the trial's row of TensorBoard's table of hyperparameters."""
         scores = {f"hparam/{name}": self.last_result[name] for name in ("psnr_db", "ssim")}
-        with tempfile.TemporaryDirectory(prefix="lsid-") as folder:
-            with SummaryWriter(folder) as writer:
+        with storage.temporary_folder() as folder:
+            with SummaryWriter(str(folder)) as writer:
                 for summary in hparams(self.parameters, scores):
                     writer.file_writer.add_summary(summary)
                 for name, value in scores.items():
                     writer.add_scalar(name, value, self.last_result["epoch"])
-            for name in os.listdir(folder):
-                storage.copy_file(Path(folder, name), self.folder / "tensorboard" / name)
+            for path in folder.iterdir():
+                storage.copy_file(path, self.folder / "tensorboard" / path.name)
 
 
 def check_data(definition: SweepDefinition) -> None:

@@ -1,9 +1,7 @@
-"""The training loop that every worker runs. The only file that reports to Ray Train or restores from it."""
+"""The training loop that every worker runs. The only file that reports to Ray Train."""
 
-import tempfile
 import time
 from collections import deque
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,18 +17,21 @@ from lsid_ray.data.index import open_shards
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.stream import check_order
 from lsid_ray.evaluate.score import validate
-from lsid_ray.model.checkpoint import load_training_state, save_checkpoint
+from lsid_ray.model.checkpoint import load_training_state
+from lsid_ray.train.heartbeat import SAVING, TRAINING, VALIDATING, WAITING_FOR_DATA, Heartbeat
+from lsid_ray.train.run_folder import saved_checkpoints
+from lsid_ray.train.saver import Saver
 from lsid_ray.train.step import GanStep
 
-LOG_SECONDS = 1.0  # between "train" events, and between checks of the stop file
+LOG_SECONDS = 1.0  # between "train" events
 
 
 def training_loop(options: dict[str, Any]) -> None:
     """Train from the latest checkpoint, or from the start, to `stop_step`.
 
-    options: "experiment" (JSON), "shards" (folder), "events" (handle of the `train.events.EventBuffer` to which rank 0
-    writes), "stop_file" (the run ends early when it exists) and "stop_step" (where this call ends, while
-    all schedules follow the whole experiment).
+    options: "experiment" (JSON), "shards" (folder), "folder" (of the run), "events" (handle of the
+    `train.events.EventBuffer` to which rank 0 writes), and "stop_step" (where this call ends, while all schedules
+    follow the whole experiment).
     """
     # --- Initialize
     experiment = from_json(options["experiment"], "the experiment")
@@ -38,6 +39,9 @@ def training_loop(options: dict[str, Any]) -> None:
     context = ray.train.get_context()
     rank, world_size = context.get_world_rank(), context.get_world_size()
     device = get_device()
+    folder, stop_step = storage.to_path(options["folder"]), options["stop_step"]
+    heartbeat = Heartbeat(events, rank)
+    saver = Saver(folder, events, heartbeat, experiment.cluster.wait_minutes)
 
     # --- Load dataset: the schedule of this run, and full frames to validate on
     schedule = Schedule(open_shards(options["shards"], ["train"]).pairs, training)
@@ -51,11 +55,12 @@ def training_loop(options: dict[str, Any]) -> None:
 
     gan_step = GanStep(experiment, schedule.total_steps, device, wrap)
 
-    # --- Resume
-    latest = ray.train.get_checkpoint()
-    if latest is not None:
-        with latest.as_directory() as folder:
-            gan_step.load_state_dict(load_training_state(folder))
+    # --- Resume from the latest complete checkpoint; all workers take the one that rank 0 finds
+    latest = [saved_checkpoints(folder)[-1:] if rank == 0 else []]
+    if world_size > 1:
+        dist.broadcast_object_list(latest, src=0)
+    for checkpoint in latest[0]:
+        gan_step.load_state_dict(load_training_state(checkpoint.folder))
     if rank == 0:
         events.put.remote({"kind": "start", "step": gan_step.step, "total_steps": schedule.total_steps})
 
@@ -63,19 +68,17 @@ def training_loop(options: dict[str, Any]) -> None:
     batches = iter(stream.iter_batches(batch_size=training.batch_size // world_size, prefetch_batches=2))
     pending: deque[tuple[int, list[str], torch.Tensor, list[str]]] = deque()
     window = _LogWindow()
-    stop_file, stop_step = storage.to_path(options["stop_file"]), options["stop_step"]
-    last_stop_check = time.perf_counter()
     while gan_step.step < stop_step:
+        heartbeat.begin(WAITING_FOR_DATA, gan_step.step)
         wait_start = time.perf_counter()
         columns = next(batches)
         window.waiting += time.perf_counter() - wait_start
+        heartbeat.begin(TRAINING, gan_step.step)
         check_order(columns["sample"], gan_step.step, training.batch_size, world_size)
         batch = Batch.from_columns(columns, device)
         losses = gan_step(batch)
-        stop = 0.0
-        if rank == 0 and time.perf_counter() - last_stop_check >= LOG_SECONDS:
-            last_stop_check, stop = time.perf_counter(), float(stop_file.exists())
-        total = torch.stack([*losses.values(), torch.full((), stop, device=device)]) / world_size
+        stop = torch.full((), float(rank == 0 and heartbeat.stopping), device=device)
+        total = torch.stack([*losses.values(), stop]) / world_size
         if world_size > 1:
             dist.all_reduce(total)
 
@@ -87,11 +90,11 @@ def training_loop(options: dict[str, Any]) -> None:
             number, names, values, pairs = pending.popleft()
             *values, stop = values.tolist()
             if stop:  # every worker sees the same mean and ends here too
-                return
+                return heartbeat.end()
             means = dict(zip(names, values, strict=True))
             if not np.isfinite(list(means.values())).all():
                 _report_divergence(events, rank, world_size, number, means, pairs)
-                return
+                return heartbeat.end()
             window.add(means)
         if window.steps and (validating or window.seconds >= LOG_SECONDS):
             if rank == 0:
@@ -105,8 +108,13 @@ def training_loop(options: dict[str, Any]) -> None:
             for buffer in gan_step.scored.buffers():
                 dist.broadcast(buffer, src=0)
         gan_step.scored.eval()
+        heartbeat.begin(VALIDATING, gan_step.step)
         validation_start = time.perf_counter()
-        scores = validate(gan_step.scored, validation, list(validation.pairs[rank::world_size]), device)
+        scores = []
+        for pair in validation.pairs[rank::world_size]:
+            scores += validate(gan_step.scored, validation, [pair], device)
+            heartbeat.go_on()
+        heartbeat.begin(SAVING, gan_step.step)
         rows = _gather(scores, world_size)
         metrics = {"step": gan_step.step, "epoch": epoch, "frames": len(rows)}
         metrics |= {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim")}
@@ -114,14 +122,12 @@ def training_loop(options: dict[str, Any]) -> None:
             events.put.remote({"kind": "validation", **metrics, "seconds": time.perf_counter() - validation_start})
 
         # --- Save checkpoint
-        checkpoint = None
         if rank == 0:
-            folder = tempfile.mkdtemp(prefix="lsid-checkpoint-")  # Ray deletes it after the upload
-            save_checkpoint(Path(folder), experiment, gan_step.scored, gan_step.state_dict(), metrics)
-            checkpoint = ray.train.Checkpoint.from_directory(folder)
-            checkpoint.set_metadata({"step": gan_step.step})
-        ray.train.report(metrics, checkpoint=checkpoint, checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC)
+            saver.save(experiment, gan_step, metrics)
+        else:
+            ray.train.report(metrics)
         window = _LogWindow()
+    heartbeat.end()
 
 
 class _LogWindow:

@@ -22,20 +22,24 @@ def prepare(
 
     log: prints a line. packing: opens the progress display. Returns the folder of the shards, and the raw files that
     were left out, each with the reason.
-    Raises: InputError before any process starts if the data set is not usable, and before packing if the cluster
-    cannot hold the experiment's workers.
+    Raises: InputError before any process starts if the data set is not usable or a folder not writable, and before
+    packing if the cluster cannot hold the experiment's workers.
     """
     data = experiment.data
+    storage.check_writable(storage.to_path(experiment.storage) / experiment.name, "--storage")
     if data.root == EMBEDDED_ROOT and not storage.to_path(data.root).exists():
+        storage.check_writable(storage.to_path(data.root), "--data.root")
         result = synthesize(Synthesis(data.root))
         log(f"made {len(result.scenes)} scenes from scikit-image's photographs in {data.root}")
+    shards = data.shards or default_shards(data.root)
     if data.root:
-        read_catalog(data.root)
+        check_packing(data.root, shards, "--data.shards")
+    else:
+        read_index(shards)
     cluster.connect()
     cluster.check_capacity(experiment.cluster)
     if not data.root:
-        return data.shards, ()
-    shards = data.shards or default_shards(data.root)
+        return shards, ()
     with packing() as progress:
         packed = pack_dataset(data.root, shards, progress=progress)
     for name, reason in packed.failures:

@@ -4,22 +4,23 @@ STORAGE/NAME/experiment.json    the resolved experiment
 STORAGE/NAME/data.sha256        digest of the data that it is trained and validated on
 STORAGE/NAME/metrics.jsonl      one event per line
 STORAGE/NAME/tensorboard/       the same for TensorBoard
-STORAGE/NAME/checkpoint_*/      Ray Train's checkpoints: the best and the latest
+STORAGE/NAME/checkpoint_*/      the best and the latest checkpoint
 STORAGE/NAME/best/              a copy of the best, for other jobs
 STORAGE/NAME/stop               create this file to end the run early
+
+Ray Train's checkpoint_manager_snapshot.json is not relied upon: Ray writes it in place, and refuses a run whose
+snapshot is cut or names a folder that is gone. The checkpoints themselves tell what there is.
 """
 
-import shutil
-from pathlib import Path
+import json
+from dataclasses import dataclass
 from typing import Any
-
-from ray.train import Result
 
 from lsid_ray import storage
 from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import difference, from_json, identity, to_json
 from lsid_ray.errors import InputError
-from lsid_ray.model.checkpoint import EXPERIMENT, METRICS, WEIGHTS, load_metrics
+from lsid_ray.model.checkpoint import EXPERIMENT, METRICS, WEIGHTS, is_complete, load_metrics
 from lsid_ray.storage import AnyPath
 
 STOP = "stop"
@@ -51,25 +52,65 @@ def claim_run(folder: AnyPath, experiment: Experiment, data_digest: str) -> None
         file.write(to_json(experiment).encode())
 
 
-def ray_result(folder: AnyPath) -> Result:
-    """What Ray Train has stored of a run."""
-    filesystem, path = storage.arrow_filesystem(folder)
-    return Result.from_path(path, storage_filesystem=filesystem)
+@dataclass(frozen=True)
+class SavedCheckpoint:
+    """A complete checkpoint of a run."""
+
+    folder: AnyPath
+    metrics: dict[str, Any]
+    """Step, epoch and scores."""
+
+    @property
+    def step(self) -> int:
+        return self.metrics["step"]
+
+
+def checkpoint_name(step: int) -> str:
+    """Name of the folder of a step's checkpoint."""
+    return f"checkpoint_{step:09d}"
+
+
+def saved_checkpoints(folder: AnyPath) -> list[SavedCheckpoint]:
+    """The complete checkpoints of a run, by step; a cut or partly deleted one is left out."""
+    if not folder.is_dir():
+        return []
+    found = [path for path in folder.iterdir() if path.name.startswith("checkpoint_") and path.suffix != ".json"]
+    complete = [SavedCheckpoint(path, load_metrics(path)) for path in found if is_complete(path)]
+    return sorted(complete, key=lambda checkpoint: checkpoint.step)
 
 
 def checkpoint_step(folder: AnyPath) -> int:
     """Step of a run's latest checkpoint; 0 if it has none."""
-    if not (folder / "checkpoint_manager_snapshot.json").exists():
-        return 0
-    latest = ray_result(folder).checkpoint
-    return 0 if latest is None else latest.get_metadata()["step"]
+    checkpoints = saved_checkpoints(folder)
+    return checkpoints[-1].step if checkpoints else 0
 
 
-def copy_best(folder: AnyPath, result: Result) -> tuple[AnyPath, dict[str, Any]]:
+def best_checkpoint(checkpoints: list[SavedCheckpoint]) -> SavedCheckpoint:
+    """The one with the highest validation PSNR."""
+    return max(checkpoints, key=lambda checkpoint: (checkpoint.metrics["psnr_db"], checkpoint.step))
+
+
+def remove_leftovers(folder: AnyPath) -> None:
+    """Delete all checkpoints but the best and the latest, and what killed processes left half-written.
+
+    To be called only while no worker of the run is alive.
+    """
+    checkpoints = saved_checkpoints(folder)
+    kept = {checkpoints[-1].folder, best_checkpoint(checkpoints).folder} if checkpoints else set()
+    for path in list(folder.iterdir()):
+        if path in kept or not (path.name.startswith("checkpoint_") or path.suffix == ".partial"):
+            continue
+        if path.is_dir():
+            storage.remove_tree(path)
+        else:
+            path.unlink(missing_ok=True)
+
+
+def copy_best(folder: AnyPath) -> tuple[AnyPath, dict[str, Any]]:
     """Copy the checkpoint with the best validation PSNR to best/; returns its path, and its step, epoch and scores."""
-    best = result.get_best_checkpoint("psnr_db", "max")
-    assert best is not None, "the last step leaves a checkpoint"
-    with best.as_directory() as source, storage.atomic_folder(folder / "best", last=EXPERIMENT) as copy:
-        for name in (WEIGHTS, METRICS, EXPERIMENT):
-            shutil.copy(Path(source, name), copy)
-    return folder / "best", load_metrics(folder / "best")
+    best = best_checkpoint(saved_checkpoints(folder))
+    with storage.atomic_folder(folder / "best", last=EXPERIMENT) as copy:
+        (copy / METRICS).write_text(json.dumps(best.metrics, indent=2))
+        for name in (WEIGHTS, EXPERIMENT):
+            storage.copy_file(best.folder / name, copy / name)
+    return folder / "best", best.metrics

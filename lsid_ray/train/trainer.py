@@ -14,16 +14,19 @@ from lsid_ray.cluster import check_capacity, describe_wait, start_attempts
 from lsid_ray.config.checks import check_experiment
 from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import to_json
-from lsid_ray.data.index import open_shards
+from lsid_ray.data.index import Shards, open_shards
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.stream import execution_options, training_stream
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.storage import AnyPath
-from lsid_ray.train.events import Event, RunLog, start_buffer
+from lsid_ray.train.events import Event, start_buffer
 from lsid_ray.train.failures import cause_of, describe, is_deterministic
 from lsid_ray.train.gloo import GlooTorchConfig
+from lsid_ray.train.lock import locked
 from lsid_ray.train.loop import training_loop
-from lsid_ray.train.run_folder import STOP, checkpoint_step, claim_run, copy_best, ray_result
+from lsid_ray.train.monitor import Monitor
+from lsid_ray.train.run_folder import STOP, checkpoint_step, claim_run, copy_best, remove_leftovers
+from lsid_ray.train.run_log import RunLog, open_log
 
 
 @dataclass(frozen=True)
@@ -66,76 +69,51 @@ def train(
         )
     check_capacity(cluster)
 
-    # --- Claim the run's folder; nothing is left to do if the run has come far enough
+    # --- Claim the run's folder
     folder = storage.to_path(experiment.storage).resolve() / experiment.name
-    claim_run(folder, experiment, data_digest)
-    (folder / STOP).unlink(missing_ok=True)
-    log = RunLog(folder, on_event)
-    stop_step = schedule.steps_per_epoch * min(until_epoch or experiment.training.epochs, experiment.training.epochs)
-    if (step := checkpoint_step(folder)) >= stop_step:
-        log.write({"kind": "start", "step": step, "total_steps": schedule.total_steps})
-        return Run(folder, *copy_best(folder, ray_result(folder)))
+    with locked(folder, lambda line: on_event({"kind": "warning", "message": line})):
+        claim_run(folder, experiment, data_digest)
+        (folder / STOP).unlink(missing_ok=True)
+        with open_log(folder, on_event) as log:
+            epochs = min(until_epoch or experiment.training.epochs, experiment.training.epochs)
+            _train(experiment, shards, schedule, folder, log, schedule.steps_per_epoch * epochs)
+        return Run(folder, *copy_best(folder))
 
-    # --- Train
-    def stream() -> ray.data.Dataset:
-        """The samples after the latest checkpoint; Ray calls this at every start of a worker group."""
-        start_step = min(checkpoint_step(folder), schedule.total_steps - 1)
-        return training_stream(shards, schedule, start_step, cluster.num_workers, cluster.readers, cluster.readers_on)
 
-    filesystem, storage_path = storage.arrow_filesystem(folder.parent)
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.use_gpu else {})
-
-    def attempt(buffer: Any) -> ray.train.Result:
-        """Train from the latest checkpoint, until the end or the first failure of a worker."""
-        trainer = TorchTrainer(
-            training_loop,
-            train_loop_config={
-                "experiment": to_json(experiment),
-                "shards": shards_folder,
-                "events": buffer,
-                "stop_file": str(folder / STOP),
-                "stop_step": stop_step,
-            },
-            torch_config=GlooTorchConfig(),
-            scaling_config=ScalingConfig(
-                num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
-            ),
-            run_config=RunConfig(
-                name=experiment.name,
-                storage_path=storage_path,
-                storage_filesystem=filesystem,
-                failure_config=FailureConfig(max_failures=0, controller_failure_limit=start_attempts(cluster)),
-                checkpoint_config=CheckpointConfig(
-                    num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
-                ),
-            ),
-            datasets={"train": stream},
-            dataset_config=DataConfig(["train"], execution_options=execution_options(schedule)),
-        )
-        return trainer.fit()
-
+def _train(
+    experiment: Experiment, shards: Shards, schedule: Schedule, folder: AnyPath, log: RunLog, stop_step: int
+) -> None:
+    """Train from the latest checkpoint to `stop_step`, restarting after failures that may pass."""
+    cluster = experiment.cluster
     failures = 0  # since the latest checkpoint
     while True:
+        remove_leftovers(folder)
         attempt_step = checkpoint_step(folder)
+        if attempt_step >= stop_step:
+            log.write({"kind": "start", "step": attempt_step, "total_steps": schedule.total_steps})
+            return
         buffer = start_buffer()
+        monitor = Monitor(buffer, log, folder / STOP, 60 * cluster.stall_minutes, lambda: describe_wait(cluster))
         try:
-            with log.following(buffer, lambda: describe_wait(cluster)):
-                result = attempt(buffer)
+            with monitor.watching():
+                _trainer(experiment, shards, schedule, folder, buffer, stop_step).fit()
             break
         except ray.train.TrainingFailedError as error:
             where, cause = cause_of(error)
         except SystemExit:
             raise KeyboardInterrupt from None  # how Ray ends on Ctrl-C, which would count as a success
-        reason = describe(where, cause)
+        reason = monitor.stall or describe(where, cause)
+        step = checkpoint_step(folder)
         if "startup timed out" in reason:
             raise PartialFailure(
                 f"no worker started within --cluster.wait-minutes {cluster.wait_minutes:g}: {describe_wait(cluster)}"
             )
         if isinstance(cause, InputError):
             raise InputError(str(cause)) from cause
+        if isinstance(cause, PartialFailure):
+            raise PartialFailure(f"{cause}; the same command resumes from step {step}") from cause
         if is_deterministic(cause):
             raise PartialFailure(f"training {folder} failed: {reason}") from cause
-        step = checkpoint_step(folder)
         failures = 1 if step > attempt_step else failures + 1
         if failures > cluster.max_failures:
             raise PartialFailure(
@@ -143,12 +121,50 @@ def train(
                 f"the same command resumes from step {step}"
             ) from cause
         log.write({"kind": "failure", "step": step, "reason": reason})
-
-    # --- Keep the best checkpoint
     if log.diverged is not None:
         losses = ", ".join(f"{name} {value}" for name, value in log.diverged["losses"].items())
         pairs = ", ".join(log.diverged["pairs"])
         raise PartialFailure(f"step {log.diverged['step']}: a loss is not finite ({losses}); pairs: {pairs}")
-    if result.checkpoint is None:
+    if not checkpoint_step(folder):
         raise PartialFailure(f"{folder} was stopped before its first checkpoint")
-    return Run(folder, *copy_best(folder, result))
+    remove_leftovers(folder)
+
+
+def _trainer(
+    experiment: Experiment, shards: Shards, schedule: Schedule, folder: AnyPath, buffer: Any, stop_step: int
+) -> TorchTrainer:
+    """Ray's trainer for one attempt: from the latest checkpoint until the end or the first failure of a worker."""
+    cluster = experiment.cluster
+
+    def stream() -> ray.data.Dataset:
+        """The samples after the latest checkpoint; Ray calls this at every start of a worker group."""
+        start_step = min(checkpoint_step(folder), schedule.total_steps - 1)
+        return training_stream(shards, schedule, start_step, cluster.num_workers, cluster.readers, cluster.readers_on)
+
+    filesystem, storage_path = storage.arrow_filesystem(folder.parent)
+    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.use_gpu else {})
+    return TorchTrainer(
+        training_loop,
+        train_loop_config={
+            "experiment": to_json(experiment),
+            "shards": shards.folder,
+            "folder": str(folder),
+            "events": buffer,
+            "stop_step": stop_step,
+        },
+        torch_config=GlooTorchConfig(),
+        scaling_config=ScalingConfig(
+            num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=experiment.name,
+            storage_path=storage_path,
+            storage_filesystem=filesystem,
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=start_attempts(cluster)),
+            checkpoint_config=CheckpointConfig(
+                num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
+            ),
+        ),
+        datasets={"train": stream},
+        dataset_config=DataConfig(["train"], execution_options=execution_options(schedule)),
+    )

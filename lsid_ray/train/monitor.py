@@ -1,0 +1,86 @@
+"""The driver's watch over a running worker group: its events, its waiting, its end on request, its hanging workers."""
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from lsid_ray.storage import AnyPath
+from lsid_ray.train.heartbeat import StallDetector
+from lsid_ray.train.run_log import RunLog
+
+POLL_S = 0.5  # between calls of `EventBuffer.take`
+TAKE_TIMEOUT_S = 60.0
+STOP_CHECK_S = 1.0  # between looks for the stop file
+QUIET_WAIT_S, WAIT_LINE_S = 15.0, 10.0  # before the first "waiting" event (workers start in less), and between them
+
+
+@dataclass
+class Monitor:
+    """What is watched in one attempt to train."""
+
+    buffer: Any
+    """Actor handle of a `train.events.EventBuffer`."""
+    log: RunLog
+    stop_file: AnyPath
+    """Creating it ends the run."""
+    stall_s: float
+    """Seconds without progress after which the workers that hang are killed; 0: never."""
+    describe_wait: Callable[[], str]
+    """Says what the run waits for until its workers have started."""
+    stall: str = ""
+    """Which workers were killed, and why."""
+
+    @contextmanager
+    def watching(self) -> Iterator[None]:
+        """Watch in a thread until the block has ended and the buffer is empty."""
+        ended = threading.Event()
+        with ThreadPoolExecutor(1) as pool:
+            watcher = pool.submit(self._watch, ended)
+            try:
+                yield
+            finally:  # an error of the run goes before one of the watcher
+                ended.set()
+                error = watcher.exception()
+            if error is not None:
+                raise error
+
+    def _watch(self, ended: threading.Event) -> None:
+        start = last_shown = last_stop_check = time.monotonic()
+        waiting, stopping = True, False
+        detector = StallDetector(self.stall_s)
+        while True:
+            last = ended.wait(POLL_S)  # set before the last `take`, so that no event is left
+            now = time.monotonic()
+            if not stopping and now - last_stop_check >= STOP_CHECK_S:
+                last_stop_check, stopping = now, self._is_stop_requested()
+            try:
+                events, beats = ray.get(self.buffer.take.remote(stopping), timeout=TAKE_TIMEOUT_S)
+            except ray.exceptions.RayError as error:
+                reason = str(error).splitlines()[0]
+                self.log.write({"kind": "warning", "message": f"events of the workers are lost: {reason}"})
+                return
+            for event in events:
+                waiting = waiting and event["kind"] != "start"
+                self.log.write(event)
+            if last:
+                return
+            if stalled := detector.stalled(beats, now):
+                self.stall = "; ".join(detector.describe(rank, beat, now) for rank, beat in stalled.items())
+                for beat in stalled.values():
+                    ray.kill(beat.actor)
+                detector = StallDetector(self.stall_s)
+            if waiting and now - start >= QUIET_WAIT_S and now - last_shown >= WAIT_LINE_S:
+                last_shown = now
+                self.log.write({"kind": "waiting", "message": self.describe_wait(), "seconds": now - start})
+
+    def _is_stop_requested(self) -> bool:
+        try:
+            return self.stop_file.exists()
+        except OSError:  # a store that does not answer now is asked again
+            return False

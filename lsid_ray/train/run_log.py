@@ -1,0 +1,125 @@
+"""The log of a run: metrics.jsonl, TensorBoard and Prometheus."""
+
+import errno
+import json
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from pathlib import Path
+
+from ray.util.metrics import Gauge
+from torch.utils.tensorboard import SummaryWriter
+
+from lsid_ray import storage
+from lsid_ray.errors import InputError
+from lsid_ray.object_store import RemotePath
+from lsid_ray.storage import AnyPath
+from lsid_ray.train.events import SHOWN_ONLY, Event
+
+LOG = "metrics.jsonl"
+GAUGES = {  # event fields exported to Prometheus: ray_lsid_samples_per_s{run="..."} at each node's metrics port
+    "samples_per_s": "Training samples per second.",
+    "waiting_for_data": "Share of the time that training waits for data.",
+    "psnr_db": "Validation PSNR in dB.",
+}
+UPLOAD_S = 15.0  # between uploads of a growing log to an object store
+
+
+def read_events(folder: AnyPath) -> list[Event]:
+    """The events of a run so far. A line that is still being written is left out."""
+    path = folder / LOG
+    lines = path.read_text().splitlines(True) if path.exists() else []
+    return [json.loads(line) for line in lines if line.endswith("\n")]
+
+
+@contextmanager
+def open_log(folder: AnyPath, on_event: Callable[[Event], None]) -> Iterator["RunLog"]:
+    """The log in a run's folder. on_event: called with each event, also with those that are only shown."""
+    with storage.temporary_folder() if isinstance(folder, RemotePath) else nullcontext(folder) as local:
+        log = RunLog(folder, local, on_event)
+        try:
+            yield log
+        finally:
+            log.flush()
+
+
+class RunLog:
+    """Writes events to metrics.jsonl, TensorBoard and Prometheus; drops those that a restart will repeat.
+
+    Objects cannot be appended to, so the log of a run in an object store grows locally and is uploaded now and then.
+    If the log cannot be written (a full disk), training goes on: events are kept and written once there is room.
+    """
+
+    def __init__(self, folder: AnyPath, local: Path, on_event: Callable[[Event], None]):
+        self.folder, self.local, self.on_event = folder, local, on_event
+        self.last_upload = time.monotonic()
+        self.unwritten: list[Event] = []
+        self.tensorboard: SummaryWriter | None = None
+        self.diverged: Event | None = None
+        self.gauges = {name: Gauge(f"lsid_{name}", text, tag_keys=("run",)) for name, text in GAUGES.items()}
+        for gauge in self.gauges.values():
+            gauge.set_default_tags({"run": folder.name})
+
+    def write(self, event: Event) -> None:
+        """Log one event, with the time, and hand it to `on_event`."""
+        if event["kind"] in SHOWN_ONLY:
+            self.on_event(event)
+            return
+        event = {**event, "time": time.time()}
+        if event["kind"] == "diverged":
+            self.diverged = event
+        for name, value in event.items():
+            if name in self.gauges:
+                self.gauges[name].set(value)
+        self.on_event(event)
+        self._write([event], upload=event["kind"] != "train" or time.monotonic() - self.last_upload > UPLOAD_S)
+
+    def flush(self) -> None:
+        """Write and upload all that is not yet."""
+        self._write([], upload=True)
+
+    def _write(self, events: list[Event], upload: bool) -> None:
+        """Append events, after those that could not be written before."""
+        was_failing = bool(self.unwritten)
+        self.unwritten += events
+        try:
+            while self.unwritten:
+                self._append(self.unwritten[0])
+                self._show_in_tensorboard(self.unwritten.pop(0))
+            if upload and self.local != self.folder:
+                for name in storage.list_files(self.local):
+                    storage.copy_file(self.local / name, self.folder / name)
+                self.last_upload = time.monotonic()
+        except (OSError, InputError) as error:  # InputError: the object store refuses
+            self.tensorboard = None
+            if not was_failing:
+                reason = getattr(error, "strerror", None) or str(error)
+                consequence = "training continues; metrics stay in memory until they can be written"
+                message = f"{self.folder} cannot be written to: {reason}; {consequence}"
+                self.on_event({"kind": "warning", "message": message})
+
+    def _append(self, event: Event) -> None:
+        path = self.local / LOG
+        if event["kind"] == "start":
+            if earlier := read_events(self.folder):
+                kept = [json.dumps(one) + "\n" for one in earlier if one["step"] <= event["step"]]
+                with storage.atomic_write(path) as file:
+                    file.write("".join(kept).encode())
+            self.tensorboard = None
+        line = (json.dumps(event) + "\n").encode()
+        with path.open("ab", buffering=0) as file:
+            size = file.tell()
+            if file.write(line) < len(line):
+                file.truncate(size)  # half a line would make the log unreadable
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _show_in_tensorboard(self, event: Event) -> None:
+        if self.tensorboard is None:
+            # Replaces what was shown of the steps that will be repeated; a resumed run has done its first step.
+            first = event["step"] + (event["kind"] == "start")
+            self.tensorboard = SummaryWriter(str(self.local / "tensorboard"), purge_step=first)
+        for name, value in event.items():
+            if isinstance(value, float) and name != "time":
+                self.tensorboard.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+        self.tensorboard.flush()
