@@ -181,16 +181,17 @@ def test_a_worker_that_dies_loses_only_its_own_file(cluster: None, tmp_path: Pat
     for path in files:
         write_dark_frame(path)
 
-    class DyingEnhancer(files_module._Enhancer):
-        def __call__(self, row: dict[str, str]) -> dict:
-            if row["source"].endswith("b.dng"):
-                os._exit(1)
-            return super().__call__(row)
+    enhance = files_module._enhance
 
-    monkeypatch.setattr(files_module, "_Enhancer", DyingEnhancer)
+    def dying_enhance(paths: tuple[str, str], *options: object) -> tuple[str, float, str]:
+        if paths[0].endswith("b.dng"):
+            os._exit(1)
+        return enhance(paths, *options)
+
+    monkeypatch.setattr(files_module, "_enhance", dying_enhance)
     todo = tuple((path, tmp_path / "out" / f"{path.stem}.png") for path in files)
     results = {result.source.stem: result.error for result in enhance_files(network, todo, RATIO_20)}
-    assert results == {"a": "", "b": "the worker died, perhaps out of memory: try a lower --memory-gb", "c": ""}
+    assert results == {"a": "", "b": "the process died twice, perhaps out of memory: try a lower --memory-gb", "c": ""}
 
 
 def test_a_file_from_another_kind_of_sensor_is_reported(tmp_path: Path, network: Path):

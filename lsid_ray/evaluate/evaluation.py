@@ -1,6 +1,7 @@
 """Every frame of a split scored once, over the Ray cluster, and the report on it."""
 
 import time
+import uuid
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import lru_cache
@@ -67,7 +68,7 @@ def evaluate(
         {"number": number, "pair": shards.pairs.index(pair), "with_images": number in shown}
         for number, pair in enumerate(pairs)
     ]
-    options = (str(checkpoint), str(folder), split, memory_bytes, use_gpu)
+    options = (str(checkpoint), str(folder), split, memory_bytes, use_gpu, uuid.uuid4().hex)
     results = {}
     progress(0, len(pairs))
     for row, result in parallel_map(_score_row, rows, *options, gpus=int(use_gpu)):
@@ -104,15 +105,17 @@ def _select(pairs: list[Pair], count: int) -> set[int]:
 
 
 @lru_cache(maxsize=1)
-def _load(checkpoint: str, folder: str, split: Split, use_gpu: bool) -> tuple[Generator, Shards, torch.device]:
-    """Network and index, loaded once per process."""
+def _load(
+    checkpoint: str, folder: str, split: Split, use_gpu: bool, call: str
+) -> tuple[Generator, Shards, torch.device]:
+    """Network and index, loaded once per process and call of `evaluate`, between which either may change."""
     device = torch.device("cuda" if use_gpu else "cpu")
     return load_generator(checkpoint)[0].to(device), open_shards(folder, [split]), device
 
 
 def _score_row(
-    row: dict[str, Any], checkpoint: str, folder: str, split: Split, memory_bytes: int, use_gpu: bool
+    row: dict[str, Any], checkpoint: str, folder: str, split: Split, memory_bytes: int, use_gpu: bool, call: str
 ) -> dict[str, Any]:
-    generator, shards, device = _load(checkpoint, folder, split, use_gpu)
+    generator, shards, device = _load(checkpoint, folder, split, use_gpu, call)
     score, images = score_frame(generator, shards, shards.pairs[row["pair"]], device, memory_bytes, row["with_images"])
     return {"number": row["number"], "score": score, "images": images}

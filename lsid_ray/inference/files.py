@@ -1,26 +1,23 @@
 """Enhance a user's raw files: a single file in this process, several over the Ray cluster."""
 
-import itertools
 import time
-import warnings
+import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
-from typing import Any
 
-import ray
-import ray.data
 import torch
-from ray.data import ActorPoolStrategy, DataContext
-from ray.util.annotations import RayDeprecationWarning
 
 from lsid_ray import storage
-from lsid_ray.cluster import filtered_stderr
+from lsid_ray.capacity import check_task, current_capacity
+from lsid_ray.data.parallel import parallel_map
 from lsid_ray.errors import InputError
 from lsid_ray.inference.bands import MEMORY_BYTES
 from lsid_ray.inference.frame import enhance_raw
 from lsid_ray.inference.image_file import write_image
 from lsid_ray.model.checkpoint import load_generator
+from lsid_ray.model.generator import Generator
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import amplification_ratio
 from lsid_ray.raw.names import RAW_SUFFIXES
@@ -150,69 +147,66 @@ def enhance_files(
 ) -> Iterator[EnhancedFile]:
     """Enhance raw files and write their images; yields each result as soon as it is ready, in any order.
 
-    A single file is enhanced in this process, several over the connected Ray cluster, where each actor loads the
+    A single file is enhanced in this process, several over the connected Ray cluster, where each process loads the
     network once. A file that fails leaves no image and does not stop the others.
     memory_bytes: see `predict_bands`. Raises InputError if the checkpoint is missing or broken, or if there is no GPU.
     """
-    load_generator(checkpoint)  # fail early, not in every actor
-    options = (str(checkpoint.resolve()), str(checkpoint), amplification, memory_bytes, use_gpu)
-    rows = [{"source": str(source.absolute()), "target": str(target.absolute())} for source, target in todo]
-    pending = {row["source"]: pair for row, pair in zip(rows, todo, strict=True)}
-    gpus = torch.cuda.device_count() if len(rows) == 1 else ray.cluster_resources().get("GPU", 0)
-    if use_gpu and not gpus:
-        raise InputError("--use-gpu: no GPU found, expected at least one; leave the option out to enhance on CPUs")
-    if len(rows) == 1:
-        results: Any = map(_Enhancer(*options), rows)
+    load_generator(checkpoint)  # fail early, not in every process
+    options = (str(checkpoint.resolve()), str(checkpoint), amplification, memory_bytes, use_gpu, uuid.uuid4().hex)
+    pairs = {(str(source.absolute()), str(target.absolute())): (source, target) for source, target in todo}
+    if len(pairs) > 1:
+        threads = 1 if use_gpu else _threads()
+        if use_gpu:
+            check_task({"CPU": threads, "GPU": 1}, "--use-gpu: ")
+        results = parallel_map(_enhance, list(pairs), *options, threads, cpus=threads, gpus=int(use_gpu))
     else:
-        cpus = [node["Resources"]["CPU"] for node in ray.nodes() if node["Alive"] and "CPU" in node["Resources"]]
-        threads = 1 if use_gpu else min(THREADS, *cpus)
-        size = gpus if use_gpu else sum(count // threads for count in cpus)
-        context = DataContext.get_current().copy()
-        context.max_errored_blocks = -1  # a worker that dies (out of memory, decoder crash) loses only its own file
-        with DataContext.current(context), warnings.catch_warnings():
-            warnings.simplefilter("ignore", RayDeprecationWarning)  # ray_remote_args_fn has no replacement yet
-            dataset = ray.data.from_items(rows, override_num_blocks=len(rows)).map(
-                _Enhancer,
-                fn_constructor_args=options,
-                compute=ActorPoolStrategy(
-                    min_size=1, max_size=int(min(size, len(rows))), max_tasks_in_flight_per_actor=1
-                ),
-                num_cpus=threads,
-                num_gpus=1 if use_gpu else 0,
-                ray_remote_args_fn=lambda: {"max_task_retries": 0},
-            )
-            # Prefetching would hold back each result until the next one is ready.
-            batches = iter(dataset.iter_batches(batch_size=1, prefetch_batches=0))
-            with filtered_stderr(b"ray/issues/53727"):  # an error, Ray says, for each new actor; it is none
-                first = list(itertools.islice(batches, 1))
-        results = ({name: values[0] for name, values in batch.items()} for batch in itertools.chain(first, batches))
-    for row in results:
-        source, target = pending.pop(str(row["source"]))
-        yield EnhancedFile(source, target, str(row["ratio_text"]), float(row["seconds"]), str(row["error"]))
-    for source, target in pending.values():
-        yield EnhancedFile(source, target, "", 0.0, "the worker died, perhaps out of memory: try a lower --memory-gb")
+        if use_gpu and not torch.cuda.is_available():
+            raise InputError("--use-gpu: no GPU found, expected at least one; leave the option out to enhance on CPUs")
+        results = ((paths, _enhance(paths, *options)) for paths in pairs)
+    lost = ("", 0.0, "the process died twice, perhaps out of memory: try a lower --memory-gb")
+    for paths, result in results:
+        yield EnhancedFile(*pairs[paths], *(result or lost))
 
 
-class _Enhancer:
-    """Loads the network once; each call enhances the raw file of a row and writes its image."""
+def _threads() -> int:
+    """Threads, and so CPUs, per frame: THREADS, or as many as the smallest node has."""
+    capacity = current_capacity()
+    cpus = [int(node.get("CPU", 0)) for node in (*capacity.alive, *(capacity.limit or ()))]
+    return min(THREADS, min(filter(None, cpus), default=1))
 
-    def __init__(self, checkpoint: str, label: str, amplification: Amplification, memory_bytes: int, use_gpu: bool):
-        self.device = torch.device("cuda" if use_gpu else "cpu")
-        self.generator = load_generator(checkpoint)[0].to(self.device)
-        self.label, self.amplification, self.memory_bytes = label, amplification, memory_bytes
 
-    def __call__(self, row: dict[str, str]) -> dict[str, Any]:
-        source, target = storage.to_path(row["source"]), storage.to_path(row["target"])
-        local_path = source
-        start = time.perf_counter()
-        ratio_text = error = ""
-        try:
-            with storage.local_copy(source) as local_path:
-                frame = read_raw(local_path)
-            ratio, ratio_text = self.amplification.for_frame(frame)
-            image = enhance_raw(self.generator, frame, ratio, self.device, self.memory_bytes)
-            target.parent.mkdir(parents=True, exist_ok=True)
-            write_image(target, image, frame, f"amplified {ratio_text}, enhanced by lsid_ray with {self.label}")
-        except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as exception:
-            error = str(exception).removeprefix(f"{local_path}: ") or type(exception).__name__
-        return {**row, "ratio_text": ratio_text, "seconds": time.perf_counter() - start, "error": error}
+@lru_cache(maxsize=1)
+def _load(checkpoint: str, use_gpu: bool, call: str) -> tuple[Generator, torch.device]:
+    """The network, loaded once per process and call of `enhance_files`, between which the checkpoint may change."""
+    device = torch.device("cuda" if use_gpu else "cpu")
+    return load_generator(checkpoint)[0].to(device), device
+
+
+def _enhance(
+    paths: tuple[str, str],
+    checkpoint: str,
+    label: str,
+    amplification: Amplification,
+    memory_bytes: int,
+    use_gpu: bool,
+    call: str,
+    threads: int = 0,
+) -> tuple[str, float, str]:
+    """Enhance a raw file and write its image; returns the last three fields of `EnhancedFile`."""
+    if threads:
+        torch.set_num_threads(threads)
+    generator, device = _load(checkpoint, use_gpu, call)
+    source, target = (storage.to_path(path) for path in paths)
+    local_path = source
+    start = time.perf_counter()
+    ratio_text = error = ""
+    try:
+        with storage.local_copy(source) as local_path:
+            frame = read_raw(local_path)
+        ratio, ratio_text = amplification.for_frame(frame)
+        image = enhance_raw(generator, frame, ratio, device, memory_bytes)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        write_image(target, image, frame, f"amplified {ratio_text}, enhanced by lsid_ray with {label}")
+    except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as exception:
+        error = str(exception).removeprefix(f"{local_path}: ") or type(exception).__name__
+    return ratio_text, time.perf_counter() - start, error
