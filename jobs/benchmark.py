@@ -14,13 +14,15 @@ from typing import Annotated
 
 import tyro
 
-from lsid_ray import cluster
 from lsid_ray.benchmark.pack import measure_pack, pack_table
 from lsid_ray.benchmark.predict import measure_predict, predict_table
-from lsid_ray.commandline import parse, run_job
+from lsid_ray.commandline import memory_limit, parse, run_job
+from lsid_ray.config.checks import check_generator
 from lsid_ray.config.schema import GeneratorConfig
 from lsid_ray.errors import InputError
 from lsid_ray.inference.bands import MEMORY_BYTES
+
+MAX_ROUNDS = 1000
 
 
 @dataclass(frozen=True)
@@ -49,15 +51,17 @@ def main() -> None:
     """Read the command line, measure, print the table."""
     options = parse(Predict | Pack, __doc__)
     if isinstance(options, Predict):
-        if options.rounds < 1:
-            raise InputError(f"--rounds is {options.rounds}: expected 1 or more")
+        if not 1 <= options.rounds <= MAX_ROUNDS:
+            raise InputError(f"--rounds is {options.rounds}: expected 1 to {MAX_ROUNDS}")
+        memory_bytes = memory_limit(options.memory_gb)
+        check_generator(options.generator)
         sizes = ((2848, 4256, True), (6336, 9504, False))  # 12 and 61 megapixels
         times = [
             measure_predict(
                 options.generator,
                 height,
                 width,
-                memory_bytes=int(options.memory_gb * 2**30),
+                memory_bytes=memory_bytes,
                 rounds=options.rounds if with_whole else 1,
                 with_whole=with_whole,
                 use_gpu=options.use_gpu,
@@ -66,7 +70,6 @@ def main() -> None:
         ]
         print(predict_table(times))
     else:
-        cluster.connect()
         with tempfile.TemporaryDirectory(prefix="lsid-benchmark-") as folder:
             print(pack_table(measure_pack(options.root, Path(folder))))
 

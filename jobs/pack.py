@@ -14,9 +14,8 @@ from typing import Annotated
 
 from tyro.conf import Positional, arg
 
-from lsid_ray import cluster, storage
+from lsid_ray import storage
 from lsid_ray.commandline import parse_call, run_job
-from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.index import read_index
 from lsid_ray.data.pack import default_shards, pack_dataset
 from lsid_ray.data.preview import contact_sheet
@@ -35,8 +34,6 @@ Count = Annotated[int, arg(help="Number of pairs.")]
 def pack(root: Root, out: Out = "", tile: Tile = TILE_SIDE) -> None:
     """Pack new and changed files."""
     out = out or default_shards(root)
-    read_catalog(root)  # reports a wrong folder before Ray starts
-    cluster.connect()
     with counter("packing", "files") as progress:
         result = pack_dataset(root, out, tile=tile, progress=progress)
     _report("left out", result.failures, f"{result.pairs} pairs in {out} ({result.summary})")
@@ -45,7 +42,6 @@ def pack(root: Root, out: Out = "", tile: Tile = TILE_SIDE) -> None:
 def verify(folder: Annotated[str, Positional, arg(metavar="SHARDS", help="Folder of the shards.")]) -> None:
     """Read every byte of the shards and list what is broken."""
     summary = read_index(folder).summary
-    cluster.connect()
     with counter("verifying", "shards") as progress:
         broken = verify_shards(folder, progress)
     _report("broken", broken, f"{summary}: {'not ' if broken else ''}intact")
@@ -54,8 +50,6 @@ def verify(folder: Annotated[str, Positional, arg(metavar="SHARDS", help="Folder
 def repair(root: Root, out: Out = "") -> None:
     """Pack broken shards again, as they were."""
     out = out or default_shards(root)
-    read_index(out)
-    cluster.connect()
     with counter("repairing", "files") as progress:
         result = repair_shards(root, out, progress)
     print(*(f"was broken {name}: {reason}\n" for name, reason in result.broken), sep="", end="")

@@ -7,18 +7,19 @@ import re
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import Annotated, TypeVar
 
 import tyro
 
+from lsid_ray import storage
 from lsid_ray.config.presets import PRESETS
 from lsid_ray.config.schema import Experiment, SweepConfig
 from lsid_ray.config.serialization import from_json
 from lsid_ray.errors import InputError, PartialFailure
-from lsid_ray.object_store import StoreError
 
 Options = TypeVar("Options")
+MAX_EXPERIMENT_BYTES = 1 << 20
+MAX_MEMORY_GB = 10**6
 
 
 @dataclass(frozen=True)
@@ -47,18 +48,33 @@ def parse_call(functions: Sequence[Callable[..., None]], description: str | None
 
 def parse_experiment(description: str | None) -> ExperimentCommand:
     """The command line: the name of a preset, or --experiment and a JSON file; then fields to override."""
-    if sys.argv[1:2] == ["--experiment"]:
-        file, arguments = Path(*sys.argv[2:3]), sys.argv[3:]
-        try:
-            experiment = from_json(file.read_text(), str(file))
-        except OSError as error:
-            raise InputError(
-                f"--experiment {file}: {error.strerror}; expected experiment.json of a run or best.json of a sweep"
-            ) from None
+    option, _, file = next(iter(sys.argv[1:]), "").partition("=")
+    if option == "--experiment":
+        arguments = sys.argv[2:]
+        experiment = read_experiment(file or next(iter(arguments), ""))
+        arguments = arguments if file else arguments[1:]
         default = ExperimentCommand(experiment)
         return _one_line(lambda: tyro.cli(ExperimentCommand, default=default, description=description, args=arguments))
     presets = {name: (text, ExperimentCommand(experiment)) for name, (text, experiment) in PRESETS.items()}
     return _one_line(lambda: tyro.extras.overridable_config_cli(presets, description=description))
+
+
+def read_experiment(file: str) -> Experiment:
+    """The experiment of a JSON file. Raises: InputError if the file cannot be read, is too large or no experiment."""
+    expected = "expected experiment.json of a run or best.json of a sweep"
+    if not file:
+        raise InputError(f"--experiment: no file given; {expected}")
+    path = storage.to_path(file)
+    try:
+        if path.exists() and not path.is_file():  # a pipe could block, a device be endless
+            reason = "not a file"
+        elif path.stat().st_size > MAX_EXPERIMENT_BYTES:
+            reason = f"larger than {MAX_EXPERIMENT_BYTES} bytes"
+        else:
+            return from_json(path.read_bytes(), f"--experiment {file}")
+    except OSError as error:
+        reason = error.strerror
+    raise InputError(f"--experiment {file}: {reason}; {expected}")
 
 
 @dataclass(frozen=True)
@@ -89,22 +105,43 @@ def parse_sweep(description: str | None) -> tuple[SweepCommand, dict[str, str]]:
     return _one_line(lambda: parse_arguments(args=others)), search
 
 
+def memory_limit(memory_gb: float) -> int:
+    """The value of --memory-gb, in bytes. Raises: InputError if it is out of range."""
+    if not 0 < memory_gb <= MAX_MEMORY_GB:
+        raise InputError(f"--memory-gb is {memory_gb}: expected more than 0 and at most {MAX_MEMORY_GB:,}")
+    return int(memory_gb * 2**30)
+
+
 def run_job(main: Callable[[], None]) -> None:
-    """Run a job's `main`. InputError becomes one line and exit code 2, PartialFailure and StoreError exit code 1."""
+    """Run a job's `main`; a failure is one line on stderr and an exit code.
+
+    InputError, and a file that is missing or refused: 2. PartialFailure, and a disk or object store that fails: 1.
+    Ctrl-C: 130.
+    """
+    for stream in (sys.stdout, sys.stderr):
+        stream.reconfigure(errors="backslashreplace")  # a file name may be no valid text
     try:
         main()
     except InputError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        _fail(2, f"error: {error}")
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
+        _fail(2, f"error: {_os_error_text(error)}")
     except PartialFailure as failure:
-        print(f"incomplete: {failure}", file=sys.stderr)
-        sys.exit(1)
-    except StoreError as error:
-        print(f"incomplete: {error.filename}: {error.strerror}", file=sys.stderr)
-        sys.exit(1)
+        _fail(1, f"incomplete: {failure}")
+    except OSError as error:
+        _fail(1, f"incomplete: {_os_error_text(error)}")
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        sys.exit(130)
+        _fail(130, "interrupted")
+
+
+def _os_error_text(error: OSError) -> str:
+    return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+
+
+def _fail(code: int, message: str) -> None:
+    """Print one line, whatever characters a file name or option in it has, and end the process."""
+    print("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in message), file=sys.stderr)
+    sys.exit(code)
 
 
 def _one_line(parse_arguments: Callable[[], Options]) -> Options:

@@ -57,7 +57,7 @@ def test_parameters_change_only_their_fields() -> None:
         ("loss.adv-weight", "uniform:1:1", "expected LOW below HIGH"),
         ("loss.adv-weight", "uniform:nan:1", "expected LOW below HIGH"),
         ("loss.adv-weight", "loguniform:0:1", "expected LOW above 0"),
-        ("loss.adv-weight", "uniform:-1:1", "--loss.adv-weight is -1.0: expected 0 or more"),
+        ("loss.adv-weight", "uniform:-1:1", "--loss.adv-weight is -1.0: expected 0 to 1,000,000"),
         ("loss.adv-weight", "normal:0:1", "expected loguniform:LOW:HIGH, uniform:LOW:HIGH or choice"),
         ("loss.adv-weight", "", "expected loguniform:LOW:HIGH, uniform:LOW:HIGH or choice"),
         ("loss.adv-weight", "uniform:a:1", "is 'a': Input should be a valid number"),

@@ -16,6 +16,7 @@ import numpy as np
 import rawpy
 import ray
 
+from lsid_ray import cluster
 from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.convert import PackTask, pack_file
@@ -61,13 +62,14 @@ class PackTimes:
 
 
 def measure_pack(root: Path, folder: Path, largest: tuple[int, int] = LARGEST) -> PackTimes:
-    """Pack the data set of `root` into `folder` on the connected cluster, which must be this machine alone.
+    """Pack the data set of `root` into `folder` on the Ray cluster, which must be this machine alone.
 
     largest: height and width in sensels of the long exposure whose peak memory is measured.
 
     Raises InputError as `pack_dataset`, or if a file is left out (its time would count on one side only).
     """
     catalog = read_catalog(root)
+    cluster.connect()
     pairs = [*catalog.pairs, *catalog.excluded]
     shorts, longs = {pair.short for pair in pairs}, {pair.long for pair in pairs}
     files = [(path, path in longs) for path in sorted(shorts | longs)]

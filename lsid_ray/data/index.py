@@ -249,7 +249,7 @@ def _problem(index: Index) -> str:
 
 def unlisted_files(folder: AnyPath, index: Index) -> list[str]:
     """Files in a folder of shards that are not in its index."""
-    return sorted(storage.list_files(folder).keys() - {*index.frames, INDEX, LOCK})
+    return sorted(storage.list_files(folder).keys() - {*index.frames, INDEX, LOCK, storage.WRITE_TEST})
 
 
 def open_shards(folder: str | AnyPath, splits: Iterable[Split], cache_gb: float = 0.0) -> Shards:

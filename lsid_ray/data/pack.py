@@ -1,4 +1,4 @@
-"""Pack raw files into shards on a Ray cluster; each file is decoded, packed or rendered, and written by a task.
+"""Pack raw files into shards on the Ray cluster; each file is decoded, packed or rendered, and written by a task.
 
 An interrupted packing resumes, and packing again handles only new and changed files: see `pack_plan`.
 """
@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
 
-from lsid_ray import __version__, storage
+from lsid_ray import __version__, cluster, storage
 from lsid_ray.data.catalog import RawPair
 from lsid_ray.data.convert import FileResult, PackTask, pack_file, shard_path
 from lsid_ray.data.index import (
@@ -95,6 +95,8 @@ def update_shards(
     plan = plan_packing(root, destination, tile, broken)
     if _is_up_to_date(plan) and not broken:  # returns before the lock, so that a read-only folder will do
         return PackResult(len(plan.index.pairs), plan.index.failed, True, 0, len(plan.frames), ())
+    storage.check_writable(destination, "folder of the shards")
+    cluster.connect()
     try:
         with _locked(destination):
             return _execute(plan_packing(root, destination, tile, broken), progress)  # another run may just have ended

@@ -46,8 +46,9 @@ def contact_sheet(
     if count < 1:
         raise InputError(f"--count is {count}: expected 1 or more")
     file_format = Image.registered_extensions().get(out.suffix.lower())
-    if file_format not in Image.SAVE:
+    if file_format not in Image.SAVE or out.is_dir():
         raise InputError(f"--out {out}: expected the name of an image file, such as preview.png")
+    storage.check_writable(out.parent, "--out")
     if (path / "index.json").exists():
         splits = sorted({pair.split for pair in read_index(path).pairs})
         shards = open_shards(path, splits)

@@ -1,14 +1,19 @@
 """Verify shards against their index, and repair what is broken by packing it again."""
 
 import dataclasses
+import math
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
-from lsid_ray import storage
+import pyarrow.parquet as pq
+
+from lsid_ray import cluster, storage
+from lsid_ray.data.checksum import content_problem
 from lsid_ray.data.index import read_index, unlisted_files
 from lsid_ray.data.pack import Progress, update_shards
 from lsid_ray.data.parallel import parallel_map, reuse_freed_memory
-from lsid_ray.data.shard import Shard, check_shard
+from lsid_ray.data.shard import Shard, iter_tiles, read_metadata
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 
@@ -34,6 +39,7 @@ def verify_shards(
     """
     folder = storage.to_path(folder).absolute()
     index = read_index(folder)
+    cluster.connect()
     paths = sorted(index.frames if only is None else set(only) & set(index.frames))
     checks = [(index.frames[path].shard, index.shard_metadata(path)) for path in paths]
     broken = [(path, "unexpected file: not in the index") for path in unlisted_files(folder, index)]
@@ -74,3 +80,32 @@ def repair_shards(
 def _check(shard_and_record: tuple[Shard, dict[str, Any]], folder: str) -> str:
     reuse_freed_memory()
     return check_shard(folder, *shard_and_record)
+
+
+def check_shard(folder: str | AnyPath, shard: Shard, metadata: dict[str, Any]) -> str:
+    """Check size, hash, metadata and every tile of a shard. Returns what is wrong, or an empty string."""
+    try:
+        with storage.local_copy(storage.to_path(folder) / shard.path) as path:
+            return _check_local_shard(path, shard, metadata)
+    except FileNotFoundError:
+        return "is missing"
+    except (OSError, ValueError, KeyError) as error:
+        return f"cannot be read ({error})"
+
+
+def _check_local_shard(path: Path, shard: Shard, metadata: dict[str, Any]) -> str:
+    if problem := content_problem(path, shard.bytes, shard.xxh128):
+        return problem
+    if read_metadata(path) != metadata:
+        return "its metadata differs from the index"
+    with pq.ParquetFile(path) as file:
+        expected = list(iter_tiles(shard.shape, shard.tile))
+        if file.num_row_groups != len(expected):
+            return f"has {file.num_row_groups} tiles, expected {len(expected)}"
+        for group, tile in enumerate(expected):
+            row = file.read_row_group(group)
+            pixels = math.prod(tile[2:])
+            sizes = [[value.as_buffer().size for value in column] for column in row.columns]
+            if sizes not in ([[pixels], [0]], [[pixels], [pixels]], [[2 * pixels], [0]]):
+                return f"tile {group} has {sizes} bytes, expected {pixels} pixels"
+    return ""

@@ -14,6 +14,7 @@ import skimage
 from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
+from lsid_ray.raw.frame import RawFrame
 from lsid_ray.raw.mosaic import MAX_RATIO, amplification_ratio
 from lsid_ray.raw.names import RAW_SUFFIXES, SPLITS
 from lsid_ray.storage import AnyPath
@@ -21,6 +22,7 @@ from lsid_ray.synthesis.noise import short_exposure
 from lsid_ray.synthesis.photograph import MIN_SIDE, PHOTO_SUFFIXES, frame_from_photograph
 
 LONG_S = 10.0
+MAX_SEED = 2**32 - 1
 FORMAT_VERSION = 1  # incremented if the same options would give different files
 MANIFEST = "synthesis.json"
 
@@ -112,6 +114,7 @@ def synthesize(
     result = SynthesisResult(tuple(scene for scene, _ in scenes), True, tuple(ignored))
     if _already_created(out, manifest):
         return replace(result, created=False)
+    storage.check_writable(out, "--out")
     with storage.atomic_folder(out, last=MANIFEST) as partial:
         for folder in ("short", "long"):
             (partial / folder).mkdir()
@@ -133,7 +136,7 @@ def _write_scene(root: Path, config: Synthesis, scene: Scene, photo: AnyPath) ->
     with storage.local_copy(photo) as local_photo:
         clean = frame_from_photograph(local_photo, scene.white_balance, config.max_side)
     clean = replace(clean, iso=float(scene.iso), exposure_s=LONG_S)
-    write_dng(root / "long" / f"{scene.name}_00_{LONG_S:g}s.dng", clean)
+    _write(config, root / "long" / f"{scene.name}_00_{LONG_S:g}s.dng", clean)
     for ratio in config.ratios:
         exposure = f"{LONG_S / ratio:.3g}"
         for number in range(config.frames):
@@ -141,7 +144,14 @@ def _write_scene(root: Path, config: Synthesis, scene: Scene, photo: AnyPath) ->
             amplification = amplification_ratio(LONG_S, float(exposure))
             mosaic = short_exposure(clean.mosaic, clean.black, clean.white, amplification, scene.iso, rng)
             short = replace(clean, mosaic=mosaic, exposure_s=float(exposure))
-            write_dng(root / "short" / f"{scene.name}_{number:02d}_{exposure}s.dng", short)
+            _write(config, root / "short" / f"{scene.name}_{number:02d}_{exposure}s.dng", short)
+
+
+def _write(config: Synthesis, path: Path, frame: RawFrame) -> None:
+    try:
+        write_dng(path, frame)
+    except OSError as error:
+        raise InputError(f"--out {config.out} cannot be written to: {error.strerror or error}") from None
 
 
 def _draw_scenes(photos: list[tuple[str, AnyPath]], seed: int) -> list[tuple[Scene, AnyPath]]:
@@ -178,8 +188,9 @@ def _find_photos(paths: tuple[str, ...]) -> tuple[list[tuple[str, AnyPath]], lis
     for path in map(storage.to_path, paths):
         if not path.exists():
             raise InputError(f"--photos {path}: no such file or folder")
-        files = sorted(file for file in path.iterdir() if file.is_file()) if path.is_dir() else [path]
-        photos_in_path = [file for file in files if file.suffix.lower() in (*PHOTO_SUFFIXES, *RAW_SUFFIXES)]
+        files = sorted(file for file in path.iterdir() if not file.is_dir()) if path.is_dir() else [path]
+        suffixes = (*PHOTO_SUFFIXES, *RAW_SUFFIXES)
+        photos_in_path = [file for file in files if file.suffix.lower() in suffixes and file.is_file()]
         if not photos_in_path:
             raise InputError(f"--photos {path}: no photographs; expected PNG, JPEG, TIFF or raw files")
         photos += photos_in_path
@@ -201,6 +212,8 @@ def _check_options(config: Synthesis) -> None:
     exposures = {f"{LONG_S / ratio:.3g}" for ratio in config.ratios}
     if len(exposures) < len(config.ratios):
         raise InputError(f"--ratios {config.ratios}: expected different exposure times (10 s / ratio, to three digits)")
+    if not 0 <= config.seed <= MAX_SEED:
+        raise InputError(f"--seed {config.seed}: expected 0 to {MAX_SEED:,}")
     if not 1 <= config.frames <= 100:
         raise InputError(f"--frames {config.frames}: expected 1 to 100")
     if config.max_side != 0 and config.max_side < MIN_SIDE:
@@ -208,12 +221,12 @@ def _check_options(config: Synthesis) -> None:
 
 
 def _already_created(out: AnyPath, manifest: dict[str, object]) -> bool:
-    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+    if not out.exists() or (out.is_dir() and all(entry.name == storage.WRITE_TEST for entry in out.iterdir())):
         return False
     try:
         existing = json.loads((out / MANIFEST).read_text())
         different = [key for key, value in manifest.items() if existing.get(key) != value]
-    except (OSError, ValueError, AttributeError):
+    except (FileNotFoundError, NotADirectoryError, ValueError, AttributeError):
         raise InputError(f"--out {out}: exists, but is not a data set of this job; choose another folder") from None
     if different:
         raise InputError(f"--out {out}: holds another data set ({', '.join(different)} differ); choose another folder")

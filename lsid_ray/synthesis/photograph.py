@@ -1,5 +1,7 @@
 """Converting a photograph, in any format, to a well-exposed, noise-free raw frame."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
@@ -15,6 +17,7 @@ from lsid_ray.raw.mosaic import BAYER, layout_of, pack, pack_black, unpack
 TIFF_SUFFIXES = (".tif", ".tiff")
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
 MIN_SIDE = 64  # pixels
+MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # above which Pillow refuses to decode
 
 CAMERA = "SONY ILCE-7SM2"  # SID's Sony A7S II, with its levels
 BLACK, WHITE = 512, 16383
@@ -134,21 +137,31 @@ def _area_weights(size: int, new_size: int) -> np.ndarray:
 
 
 def _read_image(path: Path) -> np.ndarray:
-    try:
-        with Image.open(path) as image:
-            upright = ImageOps.exif_transpose(image)
-            if upright.mode not in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK"):
-                raise InputError(f"{path}: mode {upright.mode}; expected 8 bits per color (or a 16-bit TIFF)")
-            return np.asarray(upright.convert("RGB"))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path}: cannot be read as a photograph ({error})") from None
+    with _decoding(path, "a photograph"), Image.open(path) as image:
+        upright = ImageOps.exif_transpose(image)
+        if upright.mode not in ("RGB", "RGBA", "L", "LA", "P", "1", "CMYK"):
+            raise InputError(f"{path}: mode {upright.mode}; expected 8 bits per color (or a 16-bit TIFF)")
+        return np.asarray(upright.convert("RGB"))
 
 
 def _read_tiff(path: Path) -> np.ndarray:
-    try:
-        values = tifffile.imread(path, key=0)
-    except (tifffile.TiffFileError, OSError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: cannot be read as a TIFF ({str(error).splitlines()[0]})") from None
+    with _decoding(path, "a TIFF"), tifffile.TiffFile(path) as file:
+        page = file.pages[0]
+        if page.imagelength * page.imagewidth > MAX_PIXELS or page.size > 4 * MAX_PIXELS:  # before it takes memory
+            raise InputError(f"{path}: shape {page.shape}; expected at most {MAX_PIXELS / 1e6:.0f} megapixels")
+        values = page.asarray()
     if values.ndim == 3 and values.shape[0] in (3, 4) and values.shape[2] > 4:
         values = values.transpose(1, 2, 0)  # planar: (C, H, W)
     return values
+
+
+@contextmanager
+def _decoding(path: Path, kind: str) -> Iterator[None]:
+    """Turn what a decoder raises into InputError; on a damaged file that can be anything."""
+    try:
+        yield
+    except InputError:
+        raise
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{path}: cannot be read as {kind} ({reason})") from None

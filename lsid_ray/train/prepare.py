@@ -7,6 +7,7 @@ from lsid_ray import cluster, storage
 from lsid_ray.config.presets import EMBEDDED_ROOT
 from lsid_ray.config.schema import Experiment
 from lsid_ray.data.catalog import read_catalog
+from lsid_ray.data.index import INDEX, read_index
 from lsid_ray.data.pack import Progress, default_shards, pack_dataset
 from lsid_ray.synthesis.dataset import Synthesis, synthesize
 
@@ -33,9 +34,11 @@ def prepare(
         log(f"made {len(result.scenes)} scenes from scikit-image's photographs in {data.root}")
     shards = data.shards or default_shards(data.root)
     if data.root:
-        check_packing(data.root, shards, "--data.shards")
+        read_catalog(data.root)
     else:
         read_index(shards)
+    if not (storage.to_path(shards) / INDEX).exists():
+        storage.check_writable(storage.to_path(shards), "--data.shards")
     cluster.connect()
     cluster.check_capacity(experiment.cluster)
     if not data.root:
