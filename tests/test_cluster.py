@@ -4,15 +4,20 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 from ray.autoscaler._private.util import prepare_config
 
+from lsid_ray.capacity import HEAD, Capacity, at_limits
 from lsid_ray.cluster import check_capacity
+from lsid_ray.config.presets import PRESETS
 from lsid_ray.config.schema import ClusterConfig
 from lsid_ray.errors import InputError
+
+CLUSTER_YAML = Path(__file__).parents[1] / "cluster.yaml"
 
 
 @pytest.mark.parametrize("workers, cpus", [(1, 2.5), (2, 1), (5, 0.5)])
@@ -42,15 +47,32 @@ def test_missing_gpus_are_refused(cluster: None) -> None:
         check_capacity(ClusterConfig(num_workers=2, use_gpu=True))
 
 
-def test_nodes_that_the_autoscaler_may_start_are_counted(
-    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("HOME", str(tmp_path))
-    config = prepare_config(yaml.safe_load((Path(__file__).parents[1] / "cluster.yaml").read_text()))
-    (tmp_path / "ray_bootstrap_config.yaml").write_text(yaml.dump(config))
-    check_capacity(ClusterConfig(num_workers=4, use_gpu=True, cpus_per_worker=4, readers=8))
-    with pytest.raises(InputError, match=r"needs 5 GPUs, the cluster has 4"):
-        check_capacity(ClusterConfig(num_workers=5, use_gpu=True))
+def test_nodes_that_the_autoscaler_may_start_are_counted() -> None:
+    head = ({HEAD: 1.0},)
+    growing = Capacity(head, at_limits(head, prepare_config(yaml.safe_load(CLUSTER_YAML.read_text()))))
+    config = ClusterConfig(num_workers=4, use_gpu=True, cpus_per_worker=4, readers=8, readers_on="feeding")
+    assert check_capacity(config, growing) == 1
+    assert check_capacity(ClusterConfig(num_workers=1, use_gpu=True, cpus_per_worker=4), growing) == 4
+    with pytest.raises(InputError, match=r"needs 5 GPUs, the cluster has at most 4$"):
+        check_capacity(ClusterConfig(num_workers=5, use_gpu=True), growing)
+    with pytest.raises(
+        InputError, match=r"--cluster\.cpus-per-worker 9: 1 such workers .* which have 0, 8, 8, 8, 8, 16"
+    ):
+        check_capacity(ClusterConfig(num_workers=1, use_gpu=True, cpus_per_worker=9), growing)
+
+
+def test_a_cluster_whose_limits_are_unknown_refuses_nothing() -> None:
+    assert check_capacity(ClusterConfig(num_workers=99, use_gpu=True, readers_on="feeding"), Capacity((), None)) == 1
+    assert check_capacity(ClusterConfig(num_workers=1), Capacity(({"CPU": 6},), None)) == 2
+
+
+@pytest.mark.parametrize("name", [name for name, (_, e) in PRESETS.items() if e.cluster.use_gpu])
+def test_presets_fit_one_gpu_with_8_cpus_and_the_nodes_of_cluster_yaml(name: str) -> None:
+    config = PRESETS[name][1].cluster
+    one_machine = ({"CPU": 8, "GPU": 1},)
+    assert check_capacity(config, Capacity(one_machine, one_machine)) == 1
+    gpu_nodes = (*4 * one_machine, {HEAD: 1.0})  # even without the nodes that read for them
+    assert check_capacity(replace(config, num_workers=4), Capacity(gpu_nodes, gpu_nodes)) == 1
 
 
 LISTENERS = """

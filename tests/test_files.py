@@ -234,7 +234,7 @@ def test_the_job_skips_existing_images_and_reports_failures(tmp_path: Path, netw
         (["BEST"], "inputs|no raw file given"),
         (["BEST", "a.dng", "--ratio", "0.5"], "--ratio is 0.5: expected a number from 1"),
         (["BEST", "a.dng", "--memory-gb", "0"], "--memory-gb is 0.0: expected more than 0"),
-        (["BEST", "a.dng", "--use-gpu"], "--use-gpu: no GPU found"),
+        (["BEST", "a.dng", "--use-gpu"], "--use-gpu: PyTorch finds no GPU on "),
     ],
 )
 def test_invalid_options_exit_with_code_2_and_one_line(

@@ -50,6 +50,34 @@ def test_training_shows_steps_validation_and_where_it_continues(capsys: pytest.C
     assert "epoch 2: validation PSNR 20.12 dB, SSIM 0.500 on 3 full frames" in written
 
 
+def test_waiting_is_a_line_a_minute_off_a_terminal_and_does_not_lower_the_rate(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seconds = [100.0]
+    monkeypatch.setattr("time.monotonic", lambda: seconds[0])
+    with counter("packing", "files") as update:
+        update(0, 20)
+        for now in range(115, 250, 10):
+            seconds[0] = float(now)
+            progress.show_waiting(f"1 CPU: 0 of 4 CPUs free, {now - 100} s")
+        seconds[0] += 10
+        update(20, 20)
+    lines = capsys.readouterr().out.splitlines()
+    waits = [f"packing: waiting for 1 CPU: 0 of 4 CPUs free, {waited} s" for waited in (15, 75, 135)]
+    assert lines == ["packing: 0/20 files, 0.0 files/s, ? left", *waits, "packing: 20/20 files, 2.0 files/s, 0 s left"]
+
+
+def test_waiting_is_shown_on_the_bar_of_a_terminal(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    monkeypatch.setenv("COLUMNS", "120")
+    with training_progress() as show:
+        show({"kind": "waiting", "message": "2 workers with 1 CPU each: 0.5 of 2 CPUs free", "seconds": 200.0})
+    written = capsys.readouterr().out
+    assert "waiting for 2 workers with 1 CPU each: 0.5 of 2 CPUs free, 3:20 min" in written and "\x1b[2K" in written
+
+
 @pytest.mark.parametrize(
     ("seconds", "text"), [(0, "0 s"), (59, "59 s"), (61, "1:01 min"), (3599, "59:59 min"), (7260, "2:01 h")]
 )

@@ -17,6 +17,7 @@ from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.evaluate.report import summarize, write_report
 from lsid_ray.evaluate.score import score_frame
 from lsid_ray.inference.bands import MEMORY_BYTES
+from lsid_ray.inference.files import prediction_device
 from lsid_ray.model.checkpoint import load_generator, load_metrics
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.mosaic import layout_of
@@ -109,7 +110,7 @@ def _load(
     checkpoint: str, folder: str, split: Split, use_gpu: bool, call: str
 ) -> tuple[Generator, Shards, torch.device]:
     """Network and index, loaded once per process and call of `evaluate`, between which either may change."""
-    device = torch.device("cuda" if use_gpu else "cpu")
+    device = prediction_device(use_gpu)
     return load_generator(checkpoint)[0].to(device), open_shards(folder, [split]), device
 
 

@@ -1,5 +1,6 @@
 """Enhance a user's raw files: a single file in this process, several over the Ray cluster."""
 
+import platform
 import time
 import uuid
 from collections.abc import Iterator
@@ -160,8 +161,6 @@ def enhance_files(
             check_task({"CPU": threads, "GPU": 1}, "--use-gpu: ")
         results = parallel_map(_enhance, list(pairs), *options, threads, cpus=threads, gpus=int(use_gpu))
     else:
-        if use_gpu and not torch.cuda.is_available():
-            raise InputError("--use-gpu: no GPU found, expected at least one; leave the option out to enhance on CPUs")
         results = ((paths, _enhance(paths, *options)) for paths in pairs)
     lost = ("", 0.0, "the process died twice, perhaps out of memory: try a lower --memory-gb")
     for paths, result in results:
@@ -178,8 +177,15 @@ def _threads() -> int:
 @lru_cache(maxsize=1)
 def _load(checkpoint: str, use_gpu: bool, call: str) -> tuple[Generator, torch.device]:
     """The network, loaded once per process and call of `enhance_files`, between which the checkpoint may change."""
-    device = torch.device("cuda" if use_gpu else "cpu")
+    device = prediction_device(use_gpu)
     return load_generator(checkpoint)[0].to(device), device
+
+
+def prediction_device(use_gpu: bool) -> torch.device:
+    """The first GPU that this process may use, or the CPU. Raises: InputError if PyTorch finds no GPU."""
+    if use_gpu and not torch.cuda.is_available():
+        raise InputError(f"--use-gpu: PyTorch finds no GPU on {platform.node()}; leave the option out to use CPUs")
+    return torch.device("cuda" if use_gpu else "cpu")
 
 
 def _enhance(
