@@ -13,8 +13,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lsid_ray import cluster, storage
-from lsid_ray.commandline import parse, run_job
+from lsid_ray import storage
+from lsid_ray.commandline import memory_limit, parse, run_job
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.inference.bands import MEMORY_BYTES
 from lsid_ray.inference.files import Amplification, enhance_files, plan_files
@@ -49,18 +49,15 @@ def main() -> None:
     amplification = Amplification.parse(options.ratio)
     if not options.inputs:
         raise InputError("no raw file given: expected files or folders after the checkpoint")
-    if not 0 < options.memory_gb < 2**20:
-        raise InputError(f"--memory-gb is {options.memory_gb}: expected more than 0")
+    memory_bytes = memory_limit(options.memory_gb)
     suffix = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}[options.format]
     out, checkpoint = storage.to_path(options.out), storage.to_path(options.checkpoint)
+    storage.check_writable(out, "--out")
     plan = plan_files([storage.to_path(path) for path in options.inputs], out, suffix, options.overwrite)
     if plan.existing:
         print(f"skipping existing images in {out}: {len(plan.existing)} (--overwrite replaces them)")
     failures = [f"{path}: {reason}" for path, reason in plan.problems]
-    if len(plan.todo) > 1:
-        cluster.connect()
     with counter("enhancing", "files") as progress:
-        memory_bytes = int(options.memory_gb * 2**30)
         results = enhance_files(
             checkpoint, plan.todo, amplification, memory_bytes=memory_bytes, use_gpu=options.use_gpu
         )

@@ -11,8 +11,8 @@ from typing import Annotated, Literal
 
 import tyro
 
-from lsid_ray import cluster, storage
-from lsid_ray.commandline import parse, run_job
+from lsid_ray import storage
+from lsid_ray.commandline import memory_limit, parse, run_job
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate.evaluation import evaluate
 from lsid_ray.evaluate.report import table
@@ -45,20 +45,18 @@ class Evaluate:
 def main() -> None:
     """Read the command line and evaluate."""
     options = parse(Evaluate, __doc__)
-    if not 0 < options.memory_gb < 2**20:
-        raise InputError(f"--memory-gb is {options.memory_gb}: expected more than 0")
+    memory_bytes = memory_limit(options.memory_gb)
     if options.images < 0:
         raise InputError(f"--images is {options.images}: expected 0 or more")
     name = "report" if options.split == "test" else f"report-{options.split}"
     checkpoint = storage.to_path(options.checkpoint)
-    cluster.connect()
     with counter("evaluating", "frames") as progress:
         result = evaluate(
             checkpoint,
             options.shards,
             options.split,
             options.out or checkpoint.parent / name,
-            memory_bytes=int(options.memory_gb * 2**30),
+            memory_bytes=memory_bytes,
             use_gpu=options.use_gpu,
             images=options.images,
             include_misaligned=options.include_misaligned,

@@ -1,6 +1,7 @@
 """The command line of a job: options from dataclasses; a user's mistake is one line and exit code 2."""
 
 import contextlib
+import errno
 import functools
 import io
 import re
@@ -18,6 +19,7 @@ from lsid_ray.config.serialization import from_json
 from lsid_ray.errors import InputError, PartialFailure
 
 Options = TypeVar("Options")
+REFUSED = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
 MAX_EXPERIMENT_BYTES = 1 << 20
 MAX_MEMORY_GB = 10**6
 
@@ -124,18 +126,13 @@ def run_job(main: Callable[[], None]) -> None:
         main()
     except InputError as error:
         _fail(2, f"error: {error}")
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
-        _fail(2, f"error: {_os_error_text(error)}")
     except PartialFailure as failure:
         _fail(1, f"incomplete: {failure}")
     except OSError as error:
-        _fail(1, f"incomplete: {_os_error_text(error)}")
+        message = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
+        _fail(*((2, f"error: {message}") if error.errno in REFUSED else (1, f"incomplete: {message}")))
     except KeyboardInterrupt:
         _fail(130, "interrupted")
-
-
-def _os_error_text(error: OSError) -> str:
-    return f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
 
 
 def _fail(code: int, message: str) -> None:

@@ -91,7 +91,7 @@ def test_weights_that_do_not_fit_the_experiment_are_rejected(changes: dict[str, 
 def test_broken_weights_are_rejected(content: bytes, tmp_path: Path):
     save(tmp_path, small())
     (tmp_path / "generator.safetensors").write_bytes(content)
-    with pytest.raises(InputError, match=r"generator\.safetensors does not fit"):
+    with pytest.raises(InputError, match=r"generator\.safetensors is damaged"):
         load_generator(tmp_path)
 
 
@@ -99,7 +99,51 @@ def test_truncated_weights_are_rejected(tmp_path: Path):
     save(tmp_path, small())
     path = tmp_path / "generator.safetensors"
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(InputError, match=r"generator\.safetensors does not fit"):
+    with pytest.raises(InputError, match=r"generator\.safetensors is damaged"):
+        load_generator(tmp_path)
+
+
+def test_values_that_are_not_finite_are_rejected(tmp_path: Path):
+    generator = save(tmp_path, small())
+    with torch.no_grad():
+        generator.head.bias[0] = float("nan")
+    save_checkpoint(tmp_path, small(), generator, {}, {})
+    with pytest.raises(InputError, match=r"generator\.safetensors is damaged: values that are not finite"):
+        load_generator(tmp_path)
+
+
+def test_an_experiment_of_a_huge_network_beside_small_weights_takes_no_memory(tmp_path: Path):
+    save(tmp_path, small())
+    for width, message in ((4096, "does not fit"), (4_000_000, "width is 4000000: expected 1 to 4,096")):
+        huge = replace(small(), generator=replace(small().generator, width=width, depth=10))
+        (tmp_path / "experiment.json").write_text(to_json(huge))
+        with pytest.raises(InputError, match=message):  # the first would take 10 TB
+            load_generator(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "experiment.json"])
+def test_a_file_without_read_permission_is_refused_as_such(
+    name: str, tmp_path: Path, unreadable: Callable[[Path], Path]
+):
+    save(tmp_path, small())
+    with pytest.raises(PermissionError, match=f"Permission denied.*{name}"):
+        load_generator(unreadable(tmp_path / name).parent)
+
+
+@pytest.mark.parametrize("name", ["generator.safetensors", "experiment.json"])
+def test_a_folder_in_place_of_a_file_is_named(name: str, tmp_path: Path):
+    save(tmp_path, small())
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(InputError, match=f"{name}: not a file"):
+        load_generator(tmp_path)
+
+
+@pytest.mark.parametrize("content", [b"", b"\xff\x00", b"[]"])
+def test_an_experiment_that_is_no_json_object_is_refused(content: bytes, tmp_path: Path):
+    save(tmp_path, small())
+    (tmp_path / "experiment.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"experiment\.json is not an experiment of this version"):
         load_generator(tmp_path)
 
 
@@ -116,7 +160,7 @@ def test_a_missing_folder_is_not_a_checkpoint(tmp_path: Path):
         load_generator(tmp_path / "missing")
 
 
-@pytest.mark.parametrize("content", [None, "{"])
+@pytest.mark.parametrize("content", [None, "{", "[]", "3"])
 def test_missing_or_broken_metrics_are_reported_with_their_file(content: str | None, tmp_path: Path):
     if content is not None:
         (tmp_path / "checkpoint.json").write_text(content)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from lsid_ray import __version__, storage
+from lsid_ray import __version__, cluster, storage
 from lsid_ray.capacity import check_task
 from lsid_ray.data.index import Pair, Shards, Split, open_shards
 from lsid_ray.data.parallel import parallel_map
 from lsid_ray.errors import InputError, PartialFailure
-from lsid_ray.evaluate.report import summarize, write_report
+from lsid_ray.evaluate.report import check_report_folder, summarize, write_report
 from lsid_ray.evaluate.score import score_frame
 from lsid_ray.inference.bands import MEMORY_BYTES
 from lsid_ray.inference.files import prediction_device
@@ -50,10 +50,13 @@ def evaluate(
     """Score a checkpoint and the plain rendering on every full frame of a split; write the report to `out`.
 
     folder: the shards. memory_bytes: as `predict_bands`. images: number of frames that the report shows.
-    Raises: InputError as `load_generator`, `open_shards` and `write_report`, or if all pairs are misaligned.
+    Joins the Ray cluster after all checks that need none.
+    Raises: InputError as `load_generator`, `load_metrics`, `open_shards` and `check_report_folder`, or if all pairs
+    are misaligned.
     """
     checkpoint, folder = (storage.to_path(path).resolve() for path in (checkpoint, folder))  # workers have another cwd
     generator, experiment = load_generator(checkpoint)  # fails here rather than in every worker
+    metrics = load_metrics(checkpoint)
     shards = open_shards(folder, [split])
     pairs = [pair for pair in shards.pairs if include_misaligned or not pair.misaligned]
     excluded = [pair.name for pair in shards.pairs if pair not in pairs]
@@ -62,6 +65,8 @@ def evaluate(
     for pair in pairs:
         if (kind := layout_of(pair.short.cfa).kind) != generator.config.cfa:
             raise InputError(f"{folder}: {pair.name} is {kind}, {checkpoint} was trained for {generator.config.cfa}")
+    check_report_folder(storage.to_path(out))
+    cluster.connect()
     if use_gpu:
         check_task({"CPU": 1, "GPU": 1}, "--use-gpu: ")
     shown = _select(pairs, images)
@@ -81,7 +86,7 @@ def evaluate(
     scores = [row["score"] for row in ordered]
     frames = [row["images"] for row in ordered if row["images"] is not None]
     record = {
-        "checkpoint": {"folder": str(checkpoint), **load_metrics(checkpoint)},
+        "checkpoint": {"folder": str(checkpoint), **metrics},
         "split": split,
         "resolution": "full" if generator.scale > 1 else "half (2x2 means): not comparable with full resolution",
         "excluded as misaligned": excluded,

@@ -18,7 +18,7 @@ from lsid_ray.storage import AnyPath
 BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
 REPORT = "report.html"
-ENTRIES = {"report.json", "scores.csv", REPORT, "images"}
+ENTRIES = {"report.json", "scores.csv", REPORT, "images", storage.WRITE_TEST}
 METRICS = ("psnr_db", "ssim", "psnr8_db", "ssim8")
 
 
@@ -86,19 +86,25 @@ def table(summary: dict) -> str:
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
-def write_report(folder: AnyPath, scores: list[Score], frames: list[FrameImages], record: dict) -> AnyPath:
-    """Write report.json, scores.csv, report.html and images/ to `folder`; returns the path of report.html.
-
-    frames: the frames to show. record: what was evaluated and how (checkpoint, split, rendering ...), nested freely.
-    An older report in the folder is replaced atomically. Raises InputError if the folder holds anything else,
-    ValueError for a frame without a score or without one of its four views.
-    """
-    folder = folder.resolve()
+def check_report_folder(folder: AnyPath) -> None:
+    """Raises: InputError if a report cannot be written to a folder: it holds anything else, or is not writable."""
     others = sorted({entry.name for entry in folder.iterdir()} - ENTRIES) if folder.is_dir() else []
     if others:
         raise InputError(f"report folder {folder}: holds {others[0]}; expected an empty one or an older report")
     if folder.exists() and not folder.is_dir():
         raise InputError(f"report folder {folder}: is a file, expected a folder")
+    storage.check_writable(folder, "report folder")
+
+
+def write_report(folder: AnyPath, scores: list[Score], frames: list[FrameImages], record: dict) -> AnyPath:
+    """Write report.json, scores.csv, report.html and images/ to `folder`; returns the path of report.html.
+
+    frames: the frames to show. record: what was evaluated and how (checkpoint, split, rendering ...), nested freely.
+    An older report in the folder is replaced atomically. Raises InputError as `check_report_folder`, ValueError for a
+    frame without a score or without one of its four views.
+    """
+    check_report_folder(folder)
+    folder = folder.resolve()
     summary = summarize(scores)
     with storage.atomic_folder(folder, last=REPORT) as partial:
         (partial / "images").mkdir()

@@ -1,16 +1,17 @@
 """Enhance a user's raw files: a single file in this process, several over the Ray cluster."""
 
+import os
 import platform
 import time
 import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import PurePosixPath
+from pathlib import Path, PurePosixPath
 
 import torch
 
-from lsid_ray import storage
+from lsid_ray import cluster, storage
 from lsid_ray.capacity import check_task, current_capacity
 from lsid_ray.data.parallel import parallel_map
 from lsid_ray.errors import InputError
@@ -113,6 +114,8 @@ def plan_files(inputs: list[AnyPath], out: AnyPath, suffix: str, overwrite: bool
             problems += [(file, f"{other} {reason}") for file, other in others.items()]
         elif target.exists() and not overwrite:
             existing.append(target)
+        elif isinstance(files[0], Path) and os.path.exists(files[0]) and not os.path.isfile(files[0]):
+            problems.append((files[0], "not a file"))
         else:
             todo.append((files[0], target))
     return EnhancePlan(tuple(todo), tuple(existing), tuple(problems))
@@ -148,7 +151,7 @@ def enhance_files(
 ) -> Iterator[EnhancedFile]:
     """Enhance raw files and write their images; yields each result as soon as it is ready, in any order.
 
-    A single file is enhanced in this process, several over the connected Ray cluster, where each process loads the
+    A single file is enhanced in this process, several over the Ray cluster, where each process loads the
     network once. A file that fails leaves no image and does not stop the others.
     memory_bytes: see `predict_bands`. Raises InputError if the checkpoint is missing or broken, or if there is no GPU.
     """
@@ -156,6 +159,7 @@ def enhance_files(
     options = (str(checkpoint.resolve()), str(checkpoint), amplification, memory_bytes, use_gpu, uuid.uuid4().hex)
     pairs = {(str(source.absolute()), str(target.absolute())): (source, target) for source, target in todo}
     if len(pairs) > 1:
+        cluster.connect()
         threads = 1 if use_gpu else _threads()
         if use_gpu:
             check_task({"CPU": threads, "GPU": 1}, "--use-gpu: ")
@@ -215,4 +219,6 @@ def _enhance(
         write_image(target, image, frame, f"amplified {ratio_text}, enhanced by lsid_ray with {label}")
     except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as exception:
         error = str(exception).removeprefix(f"{local_path}: ") or type(exception).__name__
+    except Exception as exception:  # a damaged file can raise anything, and must not stop the other files
+        error = f"{type(exception).__name__}: {exception}"
     return ratio_text, time.perf_counter() - start, error

@@ -8,17 +8,19 @@ checkpoint.json         step, epoch and validation scores; names and sizes of th
 checkpoint.json is written last: a checkpoint is complete if it has all files that checkpoint.json lists.
 """
 
+import io
 import json
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import load_file, save
 
 from lsid_ray import storage
+from lsid_ray.config.checks import check_generator
 from lsid_ray.config.schema import Experiment
-from lsid_ray.config.serialization import from_json, to_json
+from lsid_ray.config.serialization import difference, from_json, to_json
 from lsid_ray.errors import InputError
 from lsid_ray.model.generator import Generator
 from lsid_ray.storage import AnyPath
@@ -34,10 +36,16 @@ def save_checkpoint(
     training_state: dict[str, Any],
     metrics: dict[str, Any],
 ) -> None:
-    """Write a checkpoint into an existing folder. `metrics`: step, epoch and scores, as plain JSON values."""
+    """Write a checkpoint into an existing folder. `metrics`: step, epoch and scores, as plain JSON values.
+
+    Raises: OSError if it cannot be written.
+    """
     weights = {name: value.contiguous().cpu() for name, value in generator.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
-    torch.save(training_state, folder / TRAINING_STATE)
+    state = io.BytesIO()
+    torch.save(training_state, state)
+    # Written by Python: on a full disk safetensors and torch raise errors of their own, which do not say why.
+    (folder / WEIGHTS).write_bytes(save(weights))
+    (folder / TRAINING_STATE).write_bytes(state.getbuffer())
     (folder / EXPERIMENT).write_text(to_json(experiment))
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     (folder / METRICS).write_text(json.dumps({**metrics, "files": files}, indent=2))
@@ -58,21 +66,40 @@ def is_complete(folder: AnyPath) -> bool:
 def load_generator(folder: str | AnyPath) -> tuple[Generator, Experiment]:
     """The generator in evaluation mode, on the CPU, and its experiment.
 
-    Raises: InputError if the folder is not a checkpoint, or its weights do not fit its experiment.
+    The shapes of the weights are compared first, so that a wrong experiment takes no memory.
+    Raises: InputError if the folder is not a checkpoint, or its weights are damaged or do not fit its experiment;
+    OSError if a file cannot be read.
     """
     folder = storage.to_path(folder)
     weights, description = folder / WEIGHTS, folder / EXPERIMENT
     for path in (weights, description):
         if not path.is_file():
-            raise InputError(f"{folder} is not a checkpoint: expected {path.name} in it")
-    experiment = from_json(description.read_text(), str(description))
-    generator = Generator(experiment.generator)
+            missing = f"{folder} is not a checkpoint: expected {path.name} in it"
+            raise InputError(f"{path}: not a file" if path.exists() else missing)
+    experiment = from_json(description.read_bytes(), str(description))
     try:
-        with storage.local_copy(weights) as file:
-            generator.load_state_dict(load_file(file))
-    except (SafetensorError, RuntimeError) as error:
-        reason = str(error).splitlines()[-1].strip()
-        raise InputError(f"{weights} does not fit {description.name} next to it: {reason}") from None
+        check_generator(experiment.generator)
+    except InputError as error:
+        raise InputError(f"{description}: {error}") from None
+    with torch.device("meta"):
+        expected = {name: tuple(value.shape) for name, value in Generator(experiment.generator).state_dict().items()}
+    with storage.local_copy(weights) as file:
+        file.open("rb").close()  # for the right error, safetensors takes any for a missing file
+        try:
+            with safe_open(file, "pt") as header:
+                found = {name: tuple(header.get_slice(name).get_shape()) for name in header.keys()}  # noqa: SIM118
+            if changed := difference(found, expected):
+                name, saved, needed = changed
+                raise InputError(
+                    f"{weights} does not fit {EXPERIMENT} next to it: {name} is {saved}, expected {needed}"
+                )
+            values = load_file(file)
+        except SafetensorError as error:
+            raise InputError(f"{weights} is damaged: {str(error).splitlines()[0]}") from None
+    if not all(value.isfinite().all() for value in values.values()):
+        raise InputError(f"{weights} is damaged: values that are not finite")
+    generator = Generator(experiment.generator)
+    generator.load_state_dict(values)
     return generator.eval(), experiment
 
 
@@ -92,5 +119,5 @@ def load_metrics(folder: str | AnyPath) -> dict[str, Any]:
         metrics = json.loads(path.read_text())
         metrics.pop("files", None)
         return metrics
-    except (OSError, ValueError, AttributeError) as error:
+    except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -91,17 +92,27 @@ def open_raw(path: str | Path) -> Iterator[rawpy.RawPy]:
 
 
 def _open_and_unpack(path: Path) -> rawpy.RawPy:
+    if os.path.exists(path) and not os.path.isfile(path) and not os.path.isdir(path):
+        raise InputError(f"{path}: not a file")  # to open a pipe would block
     try:
-        with path.open("rb"):
-            pass
+        with path.open("rb") as file:
+            _check_container(path)
+            raw = rawpy.imread(str(path) if _is_utf8(path) else file)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:  # a folder, a symlink loop, no permission
         raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
-    _check_container(path)
-    raw = rawpy.imread(str(path))
     raw.unpack()
     return raw
+
+
+def _is_utf8(path: Path) -> bool:
+    """Whether rawpy can open a file by its name."""
+    try:
+        str(path).encode()
+    except UnicodeError:
+        return False
+    return True
 
 
 @contextmanager
