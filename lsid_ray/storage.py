@@ -96,12 +96,15 @@ def parquet_source(path: AnyPath) -> Any:
 
 
 def list_files(folder: AnyPath) -> dict[str, tuple[int, int]]:
-    """All files below a folder: relative name -> size in bytes, mtime in ns. Links to folders are not followed."""
+    """All files below a folder: relative name -> size in bytes, mtime in ns; none if it does not exist.
+
+    Links to folders are not followed. Raises: OSError if a folder in it cannot be read.
+    """
     if isinstance(folder, RemotePath):
         objects = folder.list_objects(recursive=True)
         return {str(path.relative_to(folder)): (info.size, info.mtime_ns) for path, info in objects if info.is_file}
     files = {}
-    for parent, _, names in os.walk(folder):
+    for parent, _, names in os.walk(folder, onerror=_raise_unless_missing):
         for name in names:
             file = os.path.join(parent, name)
             try:
@@ -112,6 +115,11 @@ def list_files(folder: AnyPath) -> dict[str, tuple[int, int]]:
                 stat = os.lstat(file)
             files[os.path.relpath(file, folder)] = (stat.st_size, stat.st_mtime_ns)
     return files
+
+
+def _raise_unless_missing(error: OSError) -> None:
+    if not isinstance(error, FileNotFoundError | NotADirectoryError):
+        raise error
 
 
 @contextmanager

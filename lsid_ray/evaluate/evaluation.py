@@ -54,7 +54,7 @@ def evaluate(
     Raises: InputError as `load_generator`, `load_metrics`, `open_shards` and `check_report_folder`, or if all pairs
     are misaligned.
     """
-    checkpoint, folder = (storage.to_path(path).resolve() for path in (checkpoint, folder))  # workers have another cwd
+    checkpoint, folder = (storage.to_path(path).absolute() for path in (checkpoint, folder))  # workers have another cwd
     generator, experiment = load_generator(checkpoint)  # fails here rather than in every worker
     metrics = load_metrics(checkpoint)
     shards = open_shards(folder, [split])
