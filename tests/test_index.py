@@ -1,4 +1,6 @@
 import json
+import os
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -157,6 +159,8 @@ def test_the_metadata_of_a_shard_matches_the_index(tmp_path: Path):
         (lambda i: next(iter(i["frames"].values()))["shard"].update(shape=[3, 2000000, 2000000]), "has the shape"),
         (lambda i: next(iter(i["frames"].values()))["shard"].update(path="long/../../x"), r"has the path long/\.\./"),
         (lambda i: next(iter(i["frames"].values())).update(cfa="RGBG"), "CFA pattern 'RGBG' cannot be packed"),
+        (lambda i: next(iter(i["frames"].values()))["shard"].update(xxh128="../x"), r"has the hash \.\./x"),
+        (lambda i: next(iter(i["frames"].values()))["shard"].update(offset=65536), "has the offset 65536"),
         (lambda i: i["pairs"][0].update(ratio=float("nan")), "has the ratio nan"),
         (lambda i: i["pairs"][0].update(ratio=0.5), r"has the ratio 0\.5"),
     ],
@@ -179,10 +183,29 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path: Path):
         open_shards(tmp_path, ["train"])
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe\x00"])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe\x00", b"\xe9", 100_000 * b"["])
 def test_a_broken_index_is_refused(content: bytes, tmp_path: Path):
     (tmp_path / "index.json").write_bytes(content)
     with pytest.raises(InputError, match=r"index\.json is not an index of shards"):
+        open_shards(tmp_path, ["train"])
+
+
+def test_what_is_not_a_readable_file_is_refused_as_an_index(tmp_path: Path, unreadable: Callable[[Path], Path]) -> None:
+    for create in (Path.mkdir, os.mkfifo):
+        create(tmp_path / "index.json")
+        with pytest.raises(InputError, match=r"index\.json is not a file: expected an index of shards"):
+            open_shards(tmp_path, ["train"])
+        (tmp_path / "index.json").rename(tmp_path / create.__name__)
+    write_index(tmp_path, make_index(make_pair(tmp_path)))
+    unreadable(tmp_path / "index.json")
+    with pytest.raises(InputError, match=r"index\.json: Permission denied: expected an index .* this user can read$"):
+        open_shards(tmp_path, ["train"])
+
+
+def test_a_folder_that_cannot_be_entered_is_named(tmp_path: Path, unreadable: Callable[[Path], Path]) -> None:
+    write_index(tmp_path, make_index(make_pair(tmp_path)))
+    unreadable(tmp_path)
+    with pytest.raises(InputError, match=r"index\.json: Permission denied"):
         open_shards(tmp_path, ["train"])
 
 
@@ -205,12 +228,12 @@ def test_an_incomplete_index_is_refused(change, tmp_path: Path):
         open_shards(tmp_path, ["train"])
 
 
-@pytest.mark.parametrize("version", [4, 6, "5", None])
+@pytest.mark.parametrize("version", [5, 7, "6", None])
 def test_an_index_of_another_version_is_refused(version, tmp_path: Path):
     write_index(tmp_path, make_index(make_pair(tmp_path)))
     index = json.loads((tmp_path / "index.json").read_text())
     (tmp_path / "index.json").write_text(json.dumps({**index, "version": version}))
-    with pytest.raises(InputError, match=f"has version {version}, this program reads 5: pack"):
+    with pytest.raises(InputError, match=f"has version {version}, this program reads 6: pack"):
         open_shards(tmp_path, ["train"])
 
 

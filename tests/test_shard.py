@@ -1,15 +1,23 @@
 """One shard: its tiles, windows and metadata."""
 
-import re
+import functools
+import os
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import ray
 import xxhash
 
-from lsid_ray.data.shard import Shard, black_offset, check_shard, read_metadata, read_window, write_shard
+from lsid_ray.data import checksum
+from lsid_ray.data import shard as shard_module
+from lsid_ray.data.checksum import file_xxh128
+from lsid_ray.data.shard import Shard, black_offset, read_metadata, read_window, write_shard
+from lsid_ray.errors import InputError
 
 SIZES = [(8, 8), (1, 1), (7, 23), (16, 24), (17, 25), (40, 9)]
 
@@ -122,13 +130,122 @@ def test_writing_a_shard_is_atomic(existing: bytes | None, tmp_path: Path, monke
     assert existing is None or path.read_bytes() == existing
 
 
-@pytest.mark.parametrize("content", [b"", b"PAR1 not parquet PAR1", None], ids=["empty", "corrupt", "truncated"])
-def test_reading_a_damaged_shard_raises(content: bytes | None, tmp_path: Path):
+def zeroed(content: bytes) -> bytes:
+    return bytes(len(content))
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+DAMAGE: list[tuple[Callable[[bytes], bytes | None], str]] = [
+    (flipped, r"its content is not what the index says \(xxh128 [0-9a-f]{32}, expected [0-9a-f]{32}\)"),
+    (zeroed, r"its content is not what the index says \(xxh128 [0-9a-f]{32}, expected [0-9a-f]{32}\)"),
+    (lambda content: content[:-20], r"has \d+ bytes, expected \d+"),
+    (lambda content: b"", r"has 0 bytes, expected \d+"),
+    (lambda content: None, "is missing"),
+]
+
+
+@pytest.mark.parametrize("damage, reason", DAMAGE, ids=["flipped", "zeroed", "truncated", "empty", "deleted"])
+def test_a_damaged_shard_is_named_when_it_is_read(
+    damage: Callable[[bytes], bytes | None], reason: str, tmp_path: Path
+) -> None:
     shard = write_pixels(tmp_path, "a.parquet", noise(1, 8, 12), tile=4)
     path = tmp_path / "a.parquet"
-    path.write_bytes(path.read_bytes()[:-20] if content is None else content)
-    with pytest.raises((OSError, ValueError)):
-        read_window(str(tmp_path), shard, 0, 0, 8, 12)
+    content = damage(path.read_bytes())
+    path.unlink()
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(InputError, match=rf"^{path}: {reason}: restore it with jobs/pack\.py repair$"):
+        read_window(str(tmp_path), shard, 0, 0, 1, 1)
+
+
+def test_a_folder_without_shards_is_named(tmp_path: Path) -> None:
+    shard = write_pixels(tmp_path, "short/a.parquet", noise(1, 8, 12), tile=4)
+    shutil.rmtree(tmp_path / "short")
+    (tmp_path / "short").touch()
+    with pytest.raises(InputError, match=r"short/a\.parquet: is missing"):
+        read_window(str(tmp_path), shard, 0, 0, 1, 1)
+
+
+def test_an_unreadable_shard_is_named(tmp_path: Path, unreadable: Callable[[Path], Path]) -> None:
+    shard = write_pixels(tmp_path, "a.parquet", noise(1, 8, 12), tile=4)
+    unreadable(tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: Permission denied: expected a shard that this user can read$"):
+        read_window(str(tmp_path), shard, 0, 0, 1, 1)
+
+
+def test_exchanged_shards_are_named(tmp_path: Path) -> None:
+    first, second = (write_pixels(tmp_path, name, noise(1, 8, 12) + i, 4) for i, name in enumerate(["a", "b"]))
+    (tmp_path / "a").rename(tmp_path / "c")
+    (tmp_path / "b").rename(tmp_path / "a")
+    (tmp_path / "c").rename(tmp_path / "b")
+    for shard in (first, second):
+        with pytest.raises(InputError, match=rf"/{shard.path}: (has \d+ bytes|its content is not what the index says)"):
+            read_window(str(tmp_path), shard, 0, 0, 1, 1)
+
+
+def test_a_shard_is_hashed_once_and_again_after_it_has_changed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shard = write_pixels(tmp_path, "a.parquet", noise(1, 8, 12), tile=4)
+    path, hashed = tmp_path / "a.parquet", []
+    monkeypatch.setattr(checksum, "file_xxh128", lambda path: hashed.append(path) or file_xxh128(path))
+    for _ in range(3):
+        read_window(str(tmp_path), shard, 0, 0, 1, 1)
+    assert hashed == [path]
+    content = path.read_bytes()
+    path.write_bytes(flipped(content))
+    os.utime(path, ns=(1, 1))
+    for _ in range(2):
+        with pytest.raises(InputError):
+            read_window(str(tmp_path), shard, 0, 0, 1, 1)
+    path.write_bytes(content)
+    read_window(str(tmp_path), shard, 0, 0, 1, 1)
+    assert hashed == 4 * [path]
+
+
+def test_a_shard_is_hashed_once_by_all_processes_of_a_job(cluster: None, tmp_path: Path) -> None:
+    shard = write_pixels(tmp_path, "a.parquet", noise(1, 8, 12), tile=4)
+
+    @ray.remote(num_cpus=1)
+    class Reader:
+        def read(self) -> tuple[int, int]:
+            hashed = []
+            checksum.file_xxh128 = lambda path: hashed.append(path) or file_xxh128(path)
+            return len(hashed) + int(read_window(str(tmp_path), shard, 0, 0, 8, 12).sum()), len(hashed)
+
+    readers = [Reader.remote() for _ in range(2)]
+    total = int(noise(1, 8, 12).sum())
+    assert [ray.get(reader.read.remote()) for reader in readers] == [(total, 1), (total, 0)]
+    (tmp_path / "a.parquet").write_bytes(flipped((tmp_path / "a.parquet").read_bytes()))
+    for reader in readers:
+        with pytest.raises(InputError, match="its content is not what the index says"):
+            ray.get(reader.read.remote())
+        ray.kill(reader)
+
+
+def test_no_flipped_bit_of_a_range_goes_unnoticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Objects are not hashed as a whole. Here a file is read as they are."""
+    pixels = noise(2, 16, 16) % 256
+    pixels[0, 3, 3] = 9999
+    shard = write_pixels(tmp_path, "a.parquet", pixels, tile=8)
+    path, content = tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()
+    monkeypatch.setattr(shard_module, "check_content", lambda *_: None)
+    checked = functools.partial(pq.ParquetFile, page_checksum_verification=True)
+    monkeypatch.setattr(pq, "ParquetFile", lambda source, metadata, **_: checked(source))
+    found = 0
+    for position in range(0, len(content), 7):
+        damaged = bytearray(content)
+        damaged[position] ^= 1 << position % 8
+        path.write_bytes(damaged)
+        try:
+            window = read_window(str(tmp_path), shard, 0, 0, 16, 16)
+        except InputError:
+            found += 1
+        else:
+            np.testing.assert_array_equal(window, pixels)
+    assert found > len(content) / 7 / 2
 
 
 def test_a_file_that_is_not_a_shard_has_no_metadata(tmp_path: Path):
@@ -137,28 +254,3 @@ def test_a_file_that_is_not_a_shard_has_no_metadata(tmp_path: Path):
     (tmp_path / "text.parquet").write_text("not parquet at all")
     for path in (other, tmp_path / "text.parquet", tmp_path / "missing.parquet", tmp_path):
         assert read_metadata(path) is None
-
-
-@pytest.mark.parametrize(
-    "damage, reason",
-    [
-        (lambda pixels, tile: (pixels, 2 * tile), "has 4 tiles, expected 9"),
-        (
-            lambda pixels, tile: (pixels[:, :, :-1], tile),
-            r"tile 2 has \[\[192\], \[0\]\] bytes, expected 128 pixels",
-        ),
-        (lambda pixels, tile: (pixels, tile), ""),
-    ],
-)
-def test_a_shard_whose_tiles_differ_from_the_index_is_detected(damage, reason: str, tmp_path: Path):
-    pixels = noise(4, 20, 20)
-    size, digest = write_shard(tmp_path / "a.parquet", *damage(pixels, 8), {"a": 1})
-    shard = Shard("a.parquet", "a.ARW", 123, size, digest, pixels.shape, 8)
-    assert re.match(reason or "$", check_shard(tmp_path, shard, {"a": 1}))
-    assert "its metadata differs" in check_shard(tmp_path, shard, {"a": 2})
-
-
-def test_a_folder_in_place_of_a_shard_cannot_be_read(tmp_path: Path):
-    (tmp_path / "a.parquet").mkdir()
-    shard = Shard("a.parquet", "a.ARW", 1, (tmp_path / "a.parquet").stat().st_size, "", (1, 8, 8), 8)
-    assert check_shard(tmp_path, shard, {}).startswith("cannot be read")

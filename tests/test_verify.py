@@ -9,9 +9,11 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from test_shard import noise
 
 from lsid_ray.data.index import LOCK, PREVIOUS_INDEX, read_index
-from lsid_ray.data.verify import verify_shards
+from lsid_ray.data.shard import Shard, write_shard
+from lsid_ray.data.verify import check_shard, verify_shards
 from lsid_ray.errors import InputError
 
 JOB = Path(__file__).parent.parent / "jobs" / "pack.py"
@@ -68,7 +70,7 @@ def damage(packed: Path) -> dict[str, str]:
     partial.touch()
     size = r"has \d+ bytes, expected \d+"
     reasons = {
-        corrupt: r"its hash \(xxh128\) differs from the index",
+        corrupt: r"its content is not what the index says \(xxh128 \w{32}, expected \w{32}\)",
         truncated: size,
         deleted: "is missing",
         first: size,
@@ -164,3 +166,28 @@ def test_verify_and_repair_reject_an_unfinished_folder(job: Job, root: Path, pac
     for folder in (packed / "nothing", root):
         with pytest.raises(InputError, match=r"holds no index\.json: expected shards"):
             verify_shards(folder)
+
+
+@pytest.mark.parametrize(
+    "damage, reason",
+    [
+        (lambda pixels, tile: (pixels, 2 * tile), "has 4 tiles, expected 9"),
+        (
+            lambda pixels, tile: (pixels[:, :, :-1], tile),
+            r"tile 2 has \[\[192\], \[0\]\] bytes, expected 128 pixels",
+        ),
+        (lambda pixels, tile: (pixels, tile), ""),
+    ],
+)
+def test_a_shard_whose_tiles_differ_from_the_index_is_detected(damage, reason: str, tmp_path: Path):
+    pixels = noise(4, 20, 20)
+    size, digest = write_shard(tmp_path / "a.parquet", *damage(pixels, 8), {"a": 1})
+    shard = Shard("a.parquet", "a.ARW", 123, size, digest, pixels.shape, 8)
+    assert re.match(reason or "$", check_shard(tmp_path, shard, {"a": 1}))
+    assert "its metadata differs" in check_shard(tmp_path, shard, {"a": 2})
+
+
+def test_a_folder_in_place_of_a_shard_cannot_be_read(tmp_path: Path):
+    (tmp_path / "a.parquet").mkdir()
+    shard = Shard("a.parquet", "a.ARW", 1, (tmp_path / "a.parquet").stat().st_size, "", (1, 8, 8), 8)
+    assert check_shard(tmp_path, shard, {}).startswith("cannot be read")

@@ -7,8 +7,9 @@ from pathlib import Path
 import numpy as np
 
 from lsid_ray import storage
+from lsid_ray.data.checksum import file_xxh128
 from lsid_ray.data.index import PackedFrame, SourceFile, frame_from_metadata, metadata_of, shard_metadata
-from lsid_ray.data.shard import VERSION, Shard, black_offset, file_xxh128, read_metadata, write_shard
+from lsid_ray.data.shard import VERSION, Shard, black_offset, read_metadata, write_shard
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import PackedView, layout_of

@@ -12,16 +12,16 @@ complete; a folder without one is not read. While shards are being changed, the 
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields
-from pathlib import PurePosixPath
 from typing import Any, Literal
 
 import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from lsid_ray import storage
-from lsid_ray.data.shard import VERSION, Shard, iter_tiles, read_window
+from lsid_ray.data.shard import VERSION, Shard, iter_tiles, read_window, shard_entry
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import FrameMetadata, RawFrame
 from lsid_ray.raw.mosaic import MAX_RATIO, layout_of, pack_black, phase_padding, unpack
@@ -166,8 +166,7 @@ def shard_metadata(frame: PackedFrame, source_xxh128: str, tile: int, rendering:
 
     rendering: from `rendering_parameters`; stored for long exposures only. Returns plain JSON values.
     """
-    entry = asdict(frame)
-    entry["shard"] = {name: value for name, value in entry["shard"].items() if name not in ("bytes", "xxh128")}
+    entry = {**asdict(frame), "shard": shard_entry(frame.shard)}
     metadata = {"version": VERSION, "tile": tile, "source_xxh128": source_xxh128, "frame": entry}
     if frame.shard.path.startswith("long/"):
         metadata["rendering"] = rendering
@@ -193,18 +192,27 @@ def write_index(folder: AnyPath, index: Index) -> None:
 def read_index(folder: str | AnyPath, name: str = INDEX) -> Index:
     """Read index.json; `name` may be PREVIOUS_INDEX.
 
-    Raises: InputError if it is missing, damaged, incomplete, or has another version.
+    Raises: InputError if it is missing, unreadable for this user, damaged, incomplete, or has another version; OSError
+    if the disk or the object store fails.
     """
     folder = storage.to_path(folder)
     path = folder / name
-    if not path.is_file():
-        if any((folder / leftover).exists() for leftover in (PREVIOUS_INDEX, LOCK)):
-            raise InputError(f"{folder} holds no {INDEX}; its packing is unfinished: run jobs/pack.py pack again")
-        raise InputError(f"{folder} holds no {INDEX}: expected shards written by jobs/pack.py")
     try:
-        entries = json.loads(path.read_text())
+        if not path.is_file() and path.exists():  # a pipe would block
+            raise InputError(f"{path} is not a file: expected an index of shards, written by jobs/pack.py")
+        content = path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        if any((folder / leftover).exists() for leftover in (PREVIOUS_INDEX, LOCK)):
+            raise InputError(
+                f"{folder} holds no {INDEX}; its packing is unfinished: run jobs/pack.py pack again"
+            ) from None
+        raise InputError(f"{folder} holds no {INDEX}: expected shards written by jobs/pack.py") from None
+    except PermissionError as error:
+        raise InputError(f"{path}: {error.strerror}: expected an index of shards that this user can read") from None
+    try:
+        entries = json.loads(content)
         version = entries.pop("version")
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise InputError(f"{path} is not an index of shards: expected a file written by jobs/pack.py") from None
     if version != VERSION:
         raise InputError(f"{path} has version {version}, this program reads {VERSION}: pack the raw files again")
@@ -229,8 +237,12 @@ def _problem(index: Index) -> str:
     """What no packing writes: paths that lead out of the folder, impossible shapes, tiles and ratios; empty if fine."""
     for path, frame in index.frames.items():
         shard = frame.shard
-        if shard.path != path or PurePosixPath(path).parts[0] not in ("short", "long") or ".." in path.split("/"):
+        if shard.path != path or not path.startswith(("short/", "long/")) or ".." in path.split("/"):
             return f"frame {path} has the path {shard.path}"
+        if not re.fullmatch("[0-9a-f]{32}", shard.xxh128):
+            return f"frame {path} has the hash {shard.xxh128}"
+        if not 0 <= shard.offset < 2**16:
+            return f"frame {path} has the offset {shard.offset}"
         if shard.tile < 1:
             return f"frame {path} has tiles of {shard.tile}"
         try:

@@ -11,9 +11,10 @@ from typing import Any
 
 from lsid_ray import __version__, storage
 from lsid_ray.data.catalog import Catalog, RawPair, read_catalog
+from lsid_ray.data.checksum import file_xxh128
 from lsid_ray.data.convert import PackTask, shard_path
 from lsid_ray.data.index import INDEX, PREVIOUS_INDEX, Index, PackedFrame, SourceFile, read_index
-from lsid_ray.data.shard import file_xxh128, read_metadata
+from lsid_ray.data.shard import read_metadata
 from lsid_ray.errors import InputError
 from lsid_ray.raw.render import rendering_parameters
 from lsid_ray.storage import AnyPath

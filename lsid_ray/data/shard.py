@@ -4,31 +4,34 @@ Reading a window reads only the tiles that it overlaps, one range read each. An 
 exposures to 128, so that the pixels of a dark tile fit 8 bits and are stored that way. If a dark tile has a few
 brighter pixels, their high bytes are in a second column, which lz4 shrinks to almost nothing; pixels themselves are
 not compressed, because that takes longer than writing them. A shard carries its own metadata: see `data.index`.
+
+What is read is what was packed. A shard on a disk is hashed before it is first read: see `data.checksum`. Of an object
+only ranges are read, so there its size and metadata are compared, and each range has a checksum, of Parquet's own.
 """
 
+import errno
 import json
 import math
-import os
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any, BinaryIO
 
-import diskcache
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
 from lsid_ray import storage
-from lsid_ray.object_store import RemotePath
+from lsid_ray.data.checksum import ADVICE, check_content, content_problem
+from lsid_ray.data.tile_cache import TileCache
+from lsid_ray.errors import InputError
+from lsid_ray.object_store import RemotePath, StoreError
 from lsid_ray.raw.mosaic import PackedView
 from lsid_ray.storage import AnyPath
 
-VERSION = 5  # increased whenever the same raw file would give a different shard
+VERSION = 6  # increased whenever the same raw file would give a different shard
 TILE_SIDE = 256  # packed pixels; the tiles of a long exposure cover as many blocks of sensels
 METADATA_KEY = b"lsid_ray"  # key of a shard's metadata in the Parquet file's
 STORED_BLACK = 128
@@ -78,7 +81,12 @@ def write_shard(path: AnyPath, pixels: np.ndarray | PackedView, tile: int, metad
     with storage.atomic_write(path) as file:
         hashing_file = _HashingFile(file)
         with pq.ParquetWriter(
-            hashing_file, SCHEMA, compression=COMPRESSION, use_dictionary=False, write_statistics=False
+            hashing_file,
+            SCHEMA,
+            compression=COMPRESSION,
+            use_dictionary=False,
+            write_statistics=False,
+            write_page_checksum=True,
         ) as writer:
             for y, x, _, height, width in iter_tiles(pixels.shape, tile):
                 columns = map(_binary_array, _encode_tile(pixels[:, y : y + height, x : x + width]))
@@ -130,58 +138,35 @@ def read_metadata(path: AnyPath) -> dict[str, Any] | None:
         return None
 
 
-def check_shard(folder: str | AnyPath, shard: Shard, metadata: dict[str, Any]) -> str:
-    """Check size, hash, metadata and every tile of a shard. Returns what is wrong, or an empty string."""
-    try:
-        with storage.local_copy(storage.to_path(folder) / shard.path) as path:
-            return _check_local_shard(path, shard, metadata)
-    except FileNotFoundError:
-        return "is missing"
-    except (OSError, ValueError, KeyError) as error:
-        return f"cannot be read ({error})"
-
-
-def _check_local_shard(path: Path, shard: Shard, metadata: dict[str, Any]) -> str:
-    size = path.stat().st_size
-    if size != shard.bytes:
-        return f"has {size} bytes, expected {shard.bytes}"
-    if file_xxh128(path) != shard.xxh128:
-        return "its hash (xxh128) differs from the index"
-    if read_metadata(path) != metadata:
-        return "its metadata differs from the index"
-    with pq.ParquetFile(path) as file:
-        expected = list(iter_tiles(shard.shape, shard.tile))
-        if file.num_row_groups != len(expected):
-            return f"has {file.num_row_groups} tiles, expected {len(expected)}"
-        for group, tile in enumerate(expected):
-            row = file.read_row_group(group)
-            pixels = math.prod(tile[2:])
-            sizes = [[value.as_buffer().size for value in column] for column in row.columns]
-            if sizes not in ([[pixels], [0]], [[pixels], [pixels]], [[2 * pixels], [0]]):
-                return f"tile {group} has {sizes} bytes, expected {pixels} pixels"
-    return ""
-
-
-def file_xxh128(path: AnyPath) -> str:
-    """XXH3 hash of a file's content, in hexadecimal: ten times as fast as sha256, but not cryptographic."""
-    file_hash = xxhash.xxh3_128()
-    buffer = bytearray(1 << 20)
-    with path.open("rb") as file:
-        while size := file.readinto(buffer):
-            file_hash.update(memoryview(buffer)[:size])
-    return file_hash.hexdigest()
+def shard_entry(shard: Shard) -> dict[str, Any]:
+    """A shard's entry in the index as the shard itself has it: without its size and hash, in plain JSON values."""
+    entry = {name: value for name, value in asdict(shard).items() if name not in ("bytes", "xxh128")}
+    return {**entry, "shape": list(shard.shape)}
 
 
 @lru_cache(maxsize=4096)
-def _footer(path: AnyPath, xxh128: str) -> pq.FileMetaData:
-    return pq.read_metadata(storage.parquet_source(path))
+def _footer(path: AnyPath, shard: Shard) -> pq.FileMetaData:
+    """The footer of a shard. Raises: InputError if an object has the size or metadata of another shard."""
+    if not isinstance(path, RemotePath):
+        return pq.read_metadata(path)
+    with path.open() as file:
+        if file.size() != shard.bytes:
+            raise InputError(f"{path}: has {file.size()} bytes, expected {shard.bytes}: {ADVICE}")
+        footer = pq.read_metadata(file)
+    entry = json.loads(footer.metadata[METADATA_KEY])["frame"]["shard"]
+    if entry != shard_entry(shard):
+        raise InputError(f"{path}: is the shard of {entry['path']}, packed from {entry['source']}: {ADVICE}")
+    return footer
+
+
+def _open(path: AnyPath, shard: Shard) -> pq.ParquetFile:
+    source, footer, is_remote = storage.parquet_source(path), _footer(path, shard), isinstance(path, RemotePath)
+    return pq.ParquetFile(source, metadata=footer, pre_buffer=is_remote, page_checksum_verification=is_remote)
 
 
 @lru_cache(maxsize=1)
-def _tile_cache(size_gb: float) -> diskcache.Cache:
-    """The cache of this node, shared by its processes; evicts the least recently used tiles."""
-    folder = Path(tempfile.gettempdir(), f"lsid-tiles-{os.getuid()}")
-    return diskcache.Cache(str(folder), size_limit=int(size_gb * 2**30), eviction_policy="least-recently-used")
+def _tile_cache(size_gb: float) -> TileCache:
+    return TileCache(size_gb)
 
 
 def _read_tiles(
@@ -192,21 +177,28 @@ def _read_tiles(
     Tiles in an object store come from the node's cache, or by as few range reads as possible.
     """
     is_remote = isinstance(path, RemotePath)
+    if not is_remote:
+        check_content(path, shard.bytes, shard.xxh128)
     cache = _tile_cache(cache_gb) if is_remote and cache_gb else None
     with ExitStack() as stack:
         file = None
         for row_groups in batches:
-            columns = {} if cache is None else {group: cache.get((shard.xxh128, group)) for group in row_groups}
+            keys = {group: f"{shard.xxh128}-{group}" for group in row_groups}
+            columns = {} if cache is None else {group: cache.get(keys[group]) for group in row_groups}
             missing = [group for group in row_groups if columns.get(group) is None]
             if missing:
-                if file is None:
-                    source, footer = storage.parquet_source(path), _footer(path, shard.xxh128)
-                    file = stack.enter_context(pq.ParquetFile(source, metadata=footer, pre_buffer=is_remote))
-                table = file.read_row_groups(missing)
-                for row, group in enumerate(missing):
-                    columns[group] = tuple(table[name][row].as_buffer() for name in SCHEMA.names)
-                    if cache is not None:
-                        cache.set((shard.xxh128, group), tuple(buffer.to_pybytes() for buffer in columns[group]))
+                try:
+                    if file is None:
+                        file = stack.enter_context(_open(path, shard))
+                    rows = file.read_row_groups(missing).select(SCHEMA.names)
+                    found = [tuple(column[i].as_buffer() for column in rows.columns) for i in range(len(missing))]
+                except InputError:
+                    raise
+                except (OSError, ValueError, LookupError, TypeError, NotImplementedError) as error:
+                    raise _read_error(path, shard, error) from error
+                columns |= dict(zip(missing, found, strict=True))
+                for group in missing if cache is not None else ():
+                    cache.put(keys[group], tuple(buffer.to_pybytes() for buffer in columns[group]))
             yield columns
 
 
@@ -215,8 +207,9 @@ def read_window(
 ) -> np.ndarray:
     """(C, height, width) uint16 from (y, x) of a shard; reads only the tiles that overlap the window.
 
-    cache_gb: GiB that this node may use to cache tiles from an object store. Raises: ValueError for a window outside
-    the frame, OSError for a damaged shard.
+    cache_gb: GiB that this node may use to cache tiles from an object store.
+    Raises: InputError if the shard is missing or damaged, OSError if the disk or the object store fails, ValueError
+    for a window outside the frame.
     """
     channels, frame_height, frame_width = shard.shape
     if not (0 <= y <= y + height <= frame_height and 0 <= x <= x + width <= frame_width):
@@ -243,3 +236,15 @@ def read_window(
             if len(high):
                 target += np.left_shift(np.frombuffer(high, np.uint8).reshape(shape)[overlap], 8, dtype=np.uint16)
     return window
+
+
+def _read_error(path: AnyPath, shard: Shard, error: Exception) -> Exception:
+    """What to raise for a shard that cannot be read: InputError if it is damaged, else the disk or store has failed."""
+    try:
+        problem = content_problem(path, shard.bytes, shard.xxh128)
+    except (OSError, InputError) as other:
+        return other
+    reason = str(error).partition("\n")[0]
+    if not problem and isinstance(error, OSError):
+        return StoreError(errno.EIO, reason, str(path)) if isinstance(path, RemotePath) else error
+    return InputError(f"{path}: {problem or f'is not as the index describes it ({reason})'}: {ADVICE}")

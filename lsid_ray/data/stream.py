@@ -8,14 +8,16 @@ from typing import Any
 
 import numpy as np
 import ray.data
-from ray.data import ActorPoolStrategy, Dataset, ExecutionOptions, ExecutionResources
+from ray.data import ActorPoolStrategy, DataIterator, Dataset, ExecutionOptions, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
+from ray.exceptions import RayTaskError
 
 from lsid_ray import storage
 from lsid_ray.cluster import CPUS_PER_READER
 from lsid_ray.data.batch import Batch
 from lsid_ray.data.index import Shards
 from lsid_ray.data.schedule import Crop, Schedule
+from lsid_ray.errors import InputError
 from lsid_ray.object_store import RemotePath
 from lsid_ray.raw.color import srgb_from_camera
 
@@ -59,7 +61,22 @@ def training_stream(
         resources={readers_on: MIN_RESOURCE} if readers_on else {},
     )
     stream.context.custom_execution_callback_classes = [_SchedulingPause]
+    stream.context.raise_original_map_exception = True  # else the reader's error does not reach `local_batches`
     return stream
+
+
+def local_batches(stream: DataIterator, rows: int) -> Iterator[dict[str, np.ndarray]]:
+    """The local batches of one worker: the columns of `training_stream`, of `rows` samples each.
+
+    Raises: InputError for a shard that is missing or damaged, OSError if its disk or object store fails.
+    """
+    try:
+        yield from stream.iter_batches(batch_size=rows, prefetch_batches=2)
+    except RayTaskError as error:
+        if not isinstance(error.cause, InputError | OSError):
+            raise
+        message = str(error.cause).partition("\n")[0]  # Ray appends lines of its own
+        raise (InputError if isinstance(error.cause, InputError) else OSError)(message) from None
 
 
 class _SchedulingPause(ExecutionCallback):
@@ -119,7 +136,10 @@ class _CropReader:
         self.map = ThreadPoolExecutor(REMOTE_READ_THREADS).map if is_remote else map
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        rows = list(self.map(self._row, batch["sample"], self.schedule.samples(batch["sample"])))
+        try:
+            rows = list(self.map(self._row, batch["sample"], self.schedule.samples(batch["sample"])))
+        except OSError as error:  # as plain text, because Ray changes the arguments of exceptions
+            raise OSError(f"{error.filename or self.shards.folder}: {error.strerror or error}") from None
         return {name: np.stack(column) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)}
 
     def _row(self, number: np.int64, crop: Crop) -> tuple[Any, ...]:

@@ -15,7 +15,7 @@ from lsid_ray.config.serialization import from_json
 from lsid_ray.data.batch import Batch
 from lsid_ray.data.index import open_shards
 from lsid_ray.data.schedule import Schedule
-from lsid_ray.data.stream import check_order
+from lsid_ray.data.stream import check_order, local_batches
 from lsid_ray.evaluate.score import validate
 from lsid_ray.model.checkpoint import load_training_state
 from lsid_ray.train.heartbeat import SAVING, TRAINING, VALIDATING, WAITING_FOR_DATA, Heartbeat
@@ -65,7 +65,7 @@ def training_loop(options: dict[str, Any]) -> None:
         events.put.remote({"kind": "start", "step": gan_step.step, "total_steps": schedule.total_steps})
 
     # --- Train
-    batches = iter(stream.iter_batches(batch_size=training.batch_size // world_size, prefetch_batches=2))
+    batches = local_batches(stream, training.batch_size // world_size)
     pending: deque[tuple[int, list[str], torch.Tensor, list[str]]] = deque()
     window = _LogWindow()
     while gan_step.step < stop_step:
