@@ -1,6 +1,7 @@
 """Session fixtures: a tiny data set of real raw files, a Ray cluster, shards, an object store."""
 
 import http.client
+import logging
 import os
 import socket
 import subprocess
@@ -164,6 +165,7 @@ def _server() -> Iterator[Store]:
         def log_message(self, *arguments: object) -> None:
             pass
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)  # or a failing test shows every request
     moto = ThreadedMotoServer("127.0.0.1", MOTO_PORT, verbose=False)
     moto.start()
     front = ThreadingHTTPServer(("127.0.0.1", STORE_PORT), Front)
@@ -191,11 +193,11 @@ def full_disk(tmp_path: Path) -> Iterator[Path]:
     """A folder on a file system of its own with 64 KiB left."""
     folder = tmp_path / "full"
     folder.mkdir()
-    command = ["mount", "-t", "tmpfs", "-o", "size=256k", "tmpfs", str(folder)]
+    command = ["mount", "-t", "tmpfs", "-o", "size=4m", "tmpfs", str(folder)]
     mounted = subprocess.run(command, capture_output=True, text=True)
     if mounted.returncode:
         pytest.skip(f"a small file system cannot be mounted here: {mounted.stderr.strip()}")
-    (folder / "filler").write_bytes(bytes(192 << 10))
+    (folder / "filler").write_bytes(bytes((4 << 20) - (64 << 10)))
     yield folder
     subprocess.run(["umount", str(folder)], check=True)
 

@@ -5,7 +5,7 @@ import textwrap
 
 import ray.train
 import torch
-from ray.exceptions import RayTaskError
+from ray.exceptions import RayActorError, RayError, RayTaskError
 from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # not exported by ray.train (2.60)
 
 from lsid_ray.errors import InputError
@@ -25,8 +25,10 @@ DETERMINISTIC = (
 )
 
 
-def cause_of(error: ray.train.TrainingFailedError) -> tuple[str, Exception]:
+def cause_of(error: ray.train.TrainingFailedError | RayError | OSError) -> tuple[str, Exception]:
     """Where an attempt failed ("worker 1"), and the exception that ended it."""
+    if isinstance(error, OSError):
+        return "the driver", error
     if isinstance(error, WorkerGroupError):
         # Ray reports only the workers that failed first; others fail because of them.
         rank, cause = min(error.worker_failures.items())
@@ -52,5 +54,7 @@ def describe(where: str, cause: Exception) -> str:
     if isinstance(cause, torch.OutOfMemoryError):
         text = f"{text.splitlines()[0]} (try a lower --training.batch-size or --training.crop)"
     lines = text.splitlines() or [type(cause).__name__]
+    if isinstance(cause, RayActorError):  # a traceback, of which the last line says what happened
+        return f"{where}: {textwrap.shorten(lines[-1], MAX_LENGTH, placeholder=' ...')}"
     prefix = "" if isinstance(cause, InputError | OSError) else f"{type(cause).__name__}: "
     return f"{where}: {prefix}{textwrap.shorten(lines[0], MAX_LENGTH, placeholder=' ...')}"

@@ -4,9 +4,9 @@ STORAGE/NAME/lock.json says who holds it. Its holder touches it every few second
 Clocks of different machines are never compared: who finds a lock watches whether it changes.
 """
 
-import _thread
 import json
 import os
+import signal
 import socket
 import threading
 import time
@@ -84,10 +84,10 @@ def locked(folder: AnyPath, say: Callable[[str], None]) -> Iterator[None]:
                 holder = _read(path)
                 if holder not in (me, None):
                     taken.set()
-                    _thread.interrupt_main()
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # also ends a wait for Ray
                     return
                 _touch(path, me)
-            except OSError:  # a store that fails now is asked again
+            except (OSError, InputError):  # a store that fails or refuses now is asked again
                 continue
 
     thread = threading.Thread(target=beat, daemon=True)

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.heartbeat import StallDetector
 from lsid_ray.train.run_log import RunLog
@@ -82,5 +83,5 @@ class Monitor:
     def _is_stop_requested(self) -> bool:
         try:
             return self.stop_file.exists()
-        except OSError:  # a store that does not answer now is asked again
+        except (OSError, InputError):  # a store that fails or refuses now is asked again
             return False

@@ -18,6 +18,7 @@ from lsid_ray.data.index import Shards, open_shards
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.stream import execution_options, training_stream
 from lsid_ray.errors import InputError, PartialFailure
+from lsid_ray.object_store import StoreError
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.events import Event, start_buffer
 from lsid_ray.train.failures import cause_of, describe, is_deterministic
@@ -87,7 +88,6 @@ def _train(
     cluster = experiment.cluster
     failures = 0  # since the latest checkpoint
     while True:
-        remove_leftovers(folder)
         attempt_step = checkpoint_step(folder)
         if attempt_step >= stop_step:
             log.write({"kind": "start", "step": attempt_step, "total_steps": schedule.total_steps})
@@ -95,10 +95,11 @@ def _train(
         buffer = start_buffer()
         monitor = Monitor(buffer, log, folder / STOP, 60 * cluster.stall_minutes, lambda: describe_wait(cluster))
         try:
+            remove_leftovers(folder)
             with monitor.watching():
                 _trainer(experiment, shards, schedule, folder, buffer, stop_step).fit()
             break
-        except ray.train.TrainingFailedError as error:
+        except (ray.train.TrainingFailedError, ray.exceptions.RayError, StoreError) as error:
             where, cause = cause_of(error)
         except SystemExit:
             raise KeyboardInterrupt from None  # how Ray ends on Ctrl-C, which would count as a success

@@ -1,0 +1,83 @@
+"""The folder of a run: which checkpoints count, and what is deleted."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from lsid_ray import storage
+from lsid_ray.config.schema import GeneratorConfig
+from lsid_ray.model.checkpoint import METRICS, TRAINING_STATE, WEIGHTS, load_generator, save_checkpoint
+from lsid_ray.model.generator import Generator
+from lsid_ray.storage import AnyPath, to_path
+from lsid_ray.train.run_folder import (
+    checkpoint_name,
+    checkpoint_step,
+    copy_best,
+    remove_leftovers,
+    saved_checkpoints,
+)
+
+SCORES = {3: 20.0, 6: 22.0, 9: 21.0}  # PSNR by step
+
+
+@pytest.fixture(params=["disk", "store"])
+def folder(request: pytest.FixtureRequest, tmp_path: Path, experiment) -> AnyPath:
+    """The folder of a run with three checkpoints, the second of which is the best."""
+    if request.param == "store":
+        request.getfixturevalue("store")
+    folder = to_path("s3://bucket/test/run") if request.param == "store" else tmp_path / "run"
+    e = replace(experiment(), generator=GeneratorConfig(width=2, depth=1))
+    for step, psnr in SCORES.items():
+        with storage.atomic_folder(folder / checkpoint_name(step), last=METRICS) as partial:
+            save_checkpoint(partial, e, Generator(e.generator), {"step": step}, {"step": step, "psnr_db": psnr})
+    return folder
+
+
+def steps(folder: AnyPath) -> list[int]:
+    return [checkpoint.step for checkpoint in saved_checkpoints(folder)]
+
+
+def test_checkpoints_are_listed_by_step_and_only_the_best_and_the_latest_are_kept(folder: AnyPath) -> None:
+    assert steps(folder) == [3, 6, 9] and checkpoint_step(folder) == 9
+    (folder / "checkpoint_manager_snapshot.json").write_text("{")
+    (folder / "metrics.jsonl").write_text("")
+    half_written = folder / ".checkpoint_000000012.0.partial"
+    half_written.mkdir()
+    (half_written / WEIGHTS).write_bytes(b"half")
+    remove_leftovers(folder)
+    assert steps(folder) == [6, 9]
+    assert {path.name for path in folder.iterdir()} == {"checkpoint_000000006", "checkpoint_000000009", "metrics.jsonl"}
+    best, metrics = copy_best(folder)
+    assert metrics == {"step": 6, "psnr_db": 22.0} and load_generator(best)[1].name == "tiny"
+
+
+@pytest.mark.parametrize("missing", [WEIGHTS, TRAINING_STATE, METRICS])
+def test_a_checkpoint_that_lacks_a_file_does_not_count(folder: AnyPath, missing: str) -> None:
+    (folder / checkpoint_name(9) / missing).unlink()
+    assert steps(folder) == [3, 6]
+    remove_leftovers(folder)
+    assert steps(folder) == [6] and not (folder / checkpoint_name(9)).exists()
+
+
+def test_a_cut_checkpoint_does_not_count(folder: AnyPath) -> None:
+    weights = folder / checkpoint_name(6) / WEIGHTS
+    weights.write_bytes(weights.read_bytes()[:-1])
+    (folder / checkpoint_name(3) / METRICS).write_text('{"step": 3, "ps')
+    assert steps(folder) == [9] and copy_best(folder)[1]["step"] == 9
+
+
+def test_a_checkpoint_of_an_older_version_counts_if_it_has_all_files(folder: AnyPath) -> None:
+    """They had no list of their files."""
+    for step in (6, 9):
+        path = folder / checkpoint_name(step) / METRICS
+        content = json.loads(path.read_text())
+        del content["files"]
+        path.write_text(json.dumps(content))
+    (folder / checkpoint_name(9) / WEIGHTS).unlink()
+    assert steps(folder) == [3, 6]
+
+
+def test_a_run_without_a_folder_has_no_checkpoints(tmp_path: Path) -> None:
+    assert saved_checkpoints(tmp_path / "none") == [] and checkpoint_step(tmp_path / "none") == 0
