@@ -194,6 +194,22 @@ def test_a_worker_that_dies_loses_only_its_own_file(cluster: None, tmp_path: Pat
     assert results == {"a": "", "b": "the process died twice, perhaps out of memory: try a lower --memory-gb", "c": ""}
 
 
+def test_a_checkpoint_that_has_changed_is_loaded_again(cluster: None, tmp_path: Path, network: Path):
+    for name in "ab":
+        write_dark_frame(tmp_path / f"{name}.dng")
+
+    def images() -> list[bytes]:
+        todo = tuple((tmp_path / f"{name}.dng", tmp_path / "out" / f"{name}.png") for name in "ab")
+        assert [result.error for result in enhance_files(network, todo, RATIO_20)] == ["", ""]
+        return [target.read_bytes() for _, target in todo]
+
+    before = images()
+    assert images() == before
+    network.rename(tmp_path / "old")
+    save_network(network, gates=False)
+    assert images() != before
+
+
 def test_a_file_from_another_kind_of_sensor_is_reported(tmp_path: Path, network: Path):
     write_dark_frame(tmp_path / "x.dng", cfa=XTRANS.pattern, black=(512.0,) * 36)
     (result,) = enhance_files(network, ((tmp_path / "x.dng", tmp_path / "out" / "x.png"),), RATIO_20)

@@ -63,6 +63,8 @@ def test_the_main_job_goes_from_raw_files_to_a_report(job: Job, data_root: Path,
 
     done = job("evaluate.py out/run/best --shards set-shards --split validation --images 0")
     assert done.returncode == 0 and "report-validation" in done.stdout.splitlines()[-1], done.stderr
+    fails(job("evaluate.py out/run/best --shards set-shards --use-gpu"), 2, "--use-gpu: the cluster has no GPU")
+    fails(job("enhance.py out/run/best set/short --out e --use-gpu"), 2, "--use-gpu: the cluster has no GPU", "4 CPUs")
     fails(job("evaluate.py out/run --shards set-shards"), 2, "out/run", "not a checkpoint")
     fails(job("evaluate.py out/run/best --shards set"), 2, "index.json")
 
