@@ -32,7 +32,7 @@ def main() -> None:
     command, search = parse_sweep(__doc__)
     experiment, sweep = command.experiment, command.sweep
     check_experiment(experiment)
-    check_sweep(sweep)
+    check_sweep(sweep, experiment)
     space = read_space(search, experiment)
     print(to_json(experiment))
     print(json.dumps({"search": {dimension.field: dimension.text for dimension in space}}, indent=2), flush=True)

@@ -17,10 +17,12 @@ import psutil
 import pytest
 import ray
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import from_json, to_json
 from lsid_ray.data.index import open_shards
+from lsid_ray.data.shard import VERSION
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.evaluate.score import validate
 from lsid_ray.model.checkpoint import load_generator
@@ -94,6 +96,8 @@ def test_a_run_stopped_at_an_epoch_continues_as_if_it_had_not_stopped(shards: Pa
         "the second call trains nothing"
     )
     train(e, str(shards))
+    board = EventAccumulator(str(first.folder / "tensorboard")).Reload()
+    assert [scalar.step for scalar in board.Scalars("validation/psnr_db")] == [3, 6, 9, 12], "none is lost or doubled"
     complete = train(replace(e, name="complete"), str(shards))
     assert validation_psnr(first.folder) == pytest.approx(validation_psnr(complete.folder), abs=1e-4)
 
@@ -104,6 +108,8 @@ def test_a_stop_file_ends_a_run_and_keeps_its_best_checkpoint(shards: Path, expe
 
     def stop(event: Event) -> None:
         if event["kind"] == "validation":
+            with pytest.raises(InputError, match=rf"--name stopped: {folder} is in use by process {os.getpid()} "):
+                train(e, str(shards))
             (folder / "stop").touch()
 
     run = train(e, str(shards), on_event=stop)
@@ -211,12 +217,15 @@ def test_a_run_that_does_not_fit_the_cluster_is_refused_at_once(shards: Path, ex
 def test_unusable_shards_and_crops_are_refused_at_once(
     shards: Path, experiment: MakeExperiment, tmp_path: Path
 ) -> None:
+    with pytest.raises(InputError, match=r"until_epoch is 3: expected a multiple of --training\.validate-every 2"):
+        train(experiment(training={"epochs": 4, "validate_every": 2}), str(shards), until_epoch=3)
     with pytest.raises(InputError, match=r"--training\.crop is 128"):
         train(experiment(training={"crop": 128}), str(shards))
     with pytest.raises(InputError, match=r"holds no index\.json"):
         train(experiment(), str(tmp_path / "nothing"))
     old = shutil.copytree(shards, tmp_path / "old")
-    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 5', '"version": 4'))
-    with pytest.raises(InputError, match="has version 4, this program reads 5"):
+    current = f'"version": {VERSION}'
+    (old / "index.json").write_text((old / "index.json").read_text().replace(current, '"version": 4'))
+    with pytest.raises(InputError, match=f"has version 4, this program reads {VERSION}"):
         train(experiment(), str(old))
     assert not Path(experiment().storage).exists(), "nothing was begun"

@@ -1,6 +1,6 @@
 """Reject an experiment or a sweep that cannot run, before anything starts."""
 
-from lsid_ray.config.schema import Experiment, GeneratorConfig, SweepConfig
+from lsid_ray.config.schema import Experiment, GeneratorConfig, SweepConfig, TrainingConfig
 from lsid_ray.errors import InputError
 
 # Least and most. The most is beyond what is useful; above it are numbers that fail only when workers have started.
@@ -79,11 +79,23 @@ def check_generator(generator: GeneratorConfig) -> None:
         raise InputError(f"--generator.output is half: expected full with --generator.cfa {generator.cfa}")
 
 
-def check_sweep(sweep: SweepConfig) -> None:
+def check_sweep(sweep: SweepConfig, experiment: Experiment) -> None:
     """Raises: InputError naming the option, its value and what was expected."""
     _check_ranges(sweep, SWEEP_RANGES)
     if sweep.objectives == "psnr-ssim" and sweep.searcher != "optuna":
         raise InputError(f"--objectives is {sweep.objectives}: expected psnr with --searcher {sweep.searcher}")
+    check_early_end("--trial-epochs", sweep.trial_epochs, experiment.training)
+
+
+def check_early_end(option: str, epoch: int, training: TrainingConfig) -> None:
+    """A run that ends before its last epoch ends with a validation that the complete run has too.
+
+    Raises: InputError naming the option.
+    """
+    if epoch < training.epochs and epoch % training.validate_every:
+        raise InputError(
+            f"{option} is {epoch}: expected a multiple of --training.validate-every {training.validate_every}"
+        )
 
 
 def _check_ranges(options: object, ranges: tuple[tuple[str, float, float], ...], section: str = "") -> None:

@@ -11,7 +11,7 @@ from ray.train.torch import TorchTrainer
 
 from lsid_ray import storage
 from lsid_ray.cluster import check_capacity, describe_wait, start_attempts
-from lsid_ray.config.checks import check_experiment
+from lsid_ray.config.checks import check_early_end, check_experiment
 from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import to_json
 from lsid_ray.data.index import Shards, open_shards
@@ -50,8 +50,8 @@ def train(
     """Train an experiment on the connected cluster; a run of the same name resumes from its latest checkpoint.
 
     on_event: called from a thread with each event (see `train.events`).
-    until_epoch: stop after this epoch, while all schedules follow `training.epochs`; a later call with a greater
-        one, or with None, continues as if there had been no stop.
+    until_epoch: stop after this epoch, a multiple of `training.validate_every`, while all schedules follow
+        `training.epochs`; a later call with a greater one, or with None, continues as if there had been no stop.
     Creating the file `stop` in the run's folder ends the run after the current step, with its best checkpoint so far.
     If a worker fails, the run restarts from its latest checkpoint, unless the error is deterministic (see `failures`).
     Raises: InputError for what cannot run; PartialFailure if a loss was not finite, workers kept failing, or the run
@@ -59,6 +59,8 @@ def train(
     """
     # --- Check the experiment, the data and the cluster
     check_experiment(experiment)
+    if until_epoch is not None:
+        check_early_end("until_epoch", until_epoch, experiment.training)
     cluster = experiment.cluster
     shards_folder = str(storage.to_path(shards_folder).resolve())
     shards = open_shards(shards_folder, ["train"], cluster.cache_gb)
