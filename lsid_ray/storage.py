@@ -11,7 +11,7 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -95,16 +95,25 @@ def parquet_source(path: AnyPath) -> Any:
     return path.open() if isinstance(path, RemotePath) else str(path)
 
 
-def list_files(folder: AnyPath) -> dict[str, tuple[int, int]]:
+def _raise(error: OSError) -> None:
+    raise error
+
+
+def list_files(folder: AnyPath, on_unreadable: Callable[[OSError], None] = _raise) -> dict[str, tuple[int, int]]:
     """All files below a folder: relative name -> size in bytes, mtime in ns; none if it does not exist.
 
-    Links to folders are not followed. Raises: OSError if a folder in it cannot be read.
+    Links to folders are not followed. on_unreadable: called for each local folder in it that cannot be read.
     """
     if isinstance(folder, RemotePath):
         objects = folder.list_objects(recursive=True)
         return {str(path.relative_to(folder)): (info.size, info.mtime_ns) for path, info in objects if info.is_file}
     files = {}
-    for parent, _, names in os.walk(folder, onerror=_raise_unless_missing):
+
+    def handle(error: OSError) -> None:
+        if not isinstance(error, FileNotFoundError | NotADirectoryError):
+            on_unreadable(error)
+
+    for parent, _, names in os.walk(folder, onerror=handle):
         for name in names:
             file = os.path.join(parent, name)
             try:
@@ -115,11 +124,6 @@ def list_files(folder: AnyPath) -> dict[str, tuple[int, int]]:
                 stat = os.lstat(file)
             files[os.path.relpath(file, folder)] = (stat.st_size, stat.st_mtime_ns)
     return files
-
-
-def _raise_unless_missing(error: OSError) -> None:
-    if not isinstance(error, FileNotFoundError | NotADirectoryError):
-        raise error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ import uuid
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import torch
 
@@ -91,12 +91,15 @@ def plan_files(inputs: list[AnyPath], out: AnyPath, suffix: str, overwrite: bool
     a folder without raw files.
     """
     targets: dict[AnyPath, AnyPath] = {}
+    todo, existing, problems = [], [], []
     for path in inputs:
         if not path.exists():
             raise InputError(f"{path}: no such file or folder")
         if path.is_dir():
-            targets_in_folder = {raw: out / raw.relative_to(path).with_suffix(suffix) for raw in _raw_files(path)}
-            if not targets_in_folder:
+            raw_files, unreadable = _raw_files(path)
+            targets_in_folder = {raw: out / raw.relative_to(path).with_suffix(suffix) for raw in raw_files}
+            problems += unreadable
+            if not targets_in_folder and not unreadable:
                 raise InputError(f"{path}: no raw file in this folder; expected some, such as .arw, .nef or .dng")
             targets |= targets_in_folder
         else:
@@ -106,7 +109,6 @@ def plan_files(inputs: list[AnyPath], out: AnyPath, suffix: str, overwrite: bool
         sources.setdefault(target, [])
         if not any(source.samefile(other) for other in sources[target] if source.exists() and other.exists()):
             sources[target].append(source)
-    todo, existing, problems = [], [], []
     for target, files in sorted(sources.items()):
         if len(files) > 1:
             others = {file: next(other for other in files if other != file) for file in files}
@@ -121,11 +123,17 @@ def plan_files(inputs: list[AnyPath], out: AnyPath, suffix: str, overwrite: bool
     return EnhancePlan(tuple(todo), tuple(existing), tuple(problems))
 
 
-def _raw_files(folder: AnyPath) -> Iterator[AnyPath]:
-    for name in sorted(storage.list_files(folder)):
-        relative = PurePosixPath(name)
-        if relative.suffix.lower() in RAW_SUFFIXES and not any(part.startswith(".") for part in relative.parts):
-            yield folder / name
+def _raw_files(folder: AnyPath) -> tuple[list[AnyPath], list[tuple[AnyPath, str]]]:
+    """The raw files below a folder, and the folders that cannot be read, each with the reason; none that is hidden."""
+
+    def is_hidden(path: AnyPath) -> bool:
+        return any(part.startswith(".") for part in path.relative_to(folder).parts)
+
+    errors: list[OSError] = []
+    paths = [folder / name for name in sorted(storage.list_files(folder, errors.append))]
+    raw_files = [path for path in paths if path.suffix.lower() in RAW_SUFFIXES and not is_hidden(path)]
+    unreadable = [(storage.to_path(error.filename), error.strerror) for error in errors]
+    return raw_files, [(path, reason) for path, reason in unreadable if not is_hidden(path)]
 
 
 @dataclass(frozen=True)
