@@ -1,6 +1,7 @@
 """Scoring over the cluster gives what a plain loop over all full frames would."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from test_shard import DAMAGE
 
 from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.data.index import Shards, open_shards
@@ -160,3 +162,42 @@ def test_an_evaluation_that_cannot_run_is_an_input_error(saved: Path, shards: Pa
         (saved / "experiment.json").write_text(json.dumps(wider))
         evaluate(saved, shards, "test", tmp_path / "out", use_gpu=True)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_damaged_shard_ends_the_evaluation_with_one_line_that_names_it(
+    saved: Path, shards: Path, tmp_path: Path
+) -> None:
+    copy = shutil.copytree(shards, tmp_path / "copy")
+    victim, other = (next((copy / "long").glob(f"{split}*")) for split in "10")
+    content = victim.read_bytes()
+    exchanged = (lambda _: other.read_bytes(), r"(has \d+ bytes|its content is not what the index says).*")
+    for damage, reason in [*DAMAGE, exchanged]:
+        victim.unlink(missing_ok=True)
+        if (damaged := damage(content)) is not None:
+            victim.write_bytes(damaged)
+        with pytest.raises(InputError) as caught:
+            evaluate(saved, copy, "test", tmp_path / "out", images=0)
+        assert re.fullmatch(
+            rf"{re.escape(str(victim))}: {reason}: restore it with jobs/pack\.py repair", str(caught.value)
+        )
+    assert not (tmp_path / "out").exists()
+    victim.write_bytes(content)
+    evaluate(saved, copy, "test", tmp_path / "out", images=0)
+
+
+def test_a_second_evaluation_scores_what_the_checkpoint_has_become(saved: Path, shards: Path, tmp_path: Path) -> None:
+    def scores(name: str) -> list[float]:
+        evaluate(saved, shards, "test", tmp_path / name, images=0)
+        return [score["psnr_db"] for score in json.loads((tmp_path / name / "report.json").read_text())["scores"]]
+
+    first = scores("first")
+    generator = make_generator()
+    with torch.no_grad():
+        for parameter in generator.parameters():
+            parameter.mul_(1.5)
+    shutil.rmtree(saved)
+    saved.mkdir()
+    save_checkpoint(saved, Experiment(name="x", generator=generator.config), generator, {}, {"step": 8})
+    second = scores("second")
+    assert all(abs(a - b) > 0.01 for a, b in zip(first, second, strict=True))
+    assert scores("third") == second

@@ -1,13 +1,19 @@
 """The schedule as a Ray Data dataset: the scheduled crops, in an order independent of the number of workers."""
 
+import dataclasses
+import errno
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import ray
 from ray.data import Dataset
+from test_shard import DAMAGE, flipped
 
-from lsid_ray.config.schema import TrainingConfig
+from lsid_ray.config.schema import Experiment, TrainingConfig
 from lsid_ray.data import stream
 from lsid_ray.data.index import Shards, open_shards
 from lsid_ray.data.schedule import Schedule
@@ -18,8 +24,12 @@ from lsid_ray.data.stream import (
     _sample_numbers,
     check_order,
     execution_options,
+    local_batches,
     training_stream,
 )
+from lsid_ray.errors import InputError
+from lsid_ray.object_store import StoreError
+from lsid_ray.train.trainer import train
 
 TRAINING = TrainingConfig(epochs=3, batch_size=4, crop=16, crops_per_pair=3)
 
@@ -31,7 +41,7 @@ def opened(shards: Path) -> Shards:
 
 @ray.remote(num_cpus=0.1)
 def consume(iterator: ray.data.DataIterator, rows: int) -> list[list[int]]:
-    return [batch["sample"].tolist() for batch in iterator.iter_batches(batch_size=rows, prefetch_batches=1)]
+    return [batch["sample"].tolist() for batch in local_batches(iterator, rows)]
 
 
 def read_steps(dataset: Dataset, schedule: Schedule, num_workers: int) -> list[list[list[int]]]:
@@ -112,3 +122,57 @@ def test_the_blocks_of_each_worker_follow_the_order_of_steps(
         for i, row in enumerate(local_batches):
             step = min(7 + i, 49)
             assert row.tolist() == [(step * workers + worker) * size + j for j in range(size)]
+
+
+def error_of(shards: Shards) -> tuple[type, str]:
+    """The error that a training worker gets from a stream."""
+
+    def read(iterator: ray.data.DataIterator) -> tuple[type, str]:
+        try:
+            for _ in local_batches(iterator, 4):
+                pass
+        except Exception as error:
+            return type(error), str(error)
+        raise AssertionError("the stream came to its end")
+
+    schedule = Schedule(shards.pairs, TRAINING)
+    dataset = training_stream(shards, schedule, 0, 1)
+    dataset.context.execution_options = execution_options(schedule)
+    (iterator,) = dataset.streaming_split(1, equal=True)
+    return ray.get(ray.remote(num_cpus=0.1)(read).remote(iterator), timeout=100)
+
+
+def test_a_damaged_shard_ends_the_stream_with_one_line_that_names_it(shards: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(shards, tmp_path / "copy")
+    victim, other = sorted((copy / "short").glob("0*"))[:2]
+    content = victim.read_bytes()
+    exchanged = (lambda _: other.read_bytes(), r"(has \d+ bytes|its content is not what the index says).*")
+    for damage, reason in [*DAMAGE, exchanged]:
+        victim.unlink(missing_ok=True)
+        if (damaged := damage(content)) is not None:
+            victim.write_bytes(damaged)
+        kind, message = error_of(open_shards(copy, ["train"]))
+        assert kind is InputError
+        assert re.fullmatch(rf"{re.escape(str(victim))}: {reason}: restore it with jobs/pack\.py repair", message)
+
+
+def test_a_store_that_fails_ends_the_stream_with_one_line(opened: Shards) -> None:
+    class Failing(Shards):
+        def short_window(self, *_: object) -> np.ndarray:
+            raise StoreError(errno.EIO, "does not answer", "s3://bucket/short/x.parquet")
+
+    failing = Failing(**{field.name: getattr(opened, field.name) for field in dataclasses.fields(opened)})
+    assert error_of(failing) == (OSError, "s3://bucket/short/x.parquet: does not answer")
+
+
+@pytest.mark.parametrize("split", [0, 2])
+def test_a_damaged_shard_ends_a_run_with_one_line_that_names_it(
+    split: int, shards: Path, experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    copy = shutil.copytree(shards, tmp_path / "copy")
+    victim = next((copy / "long").glob(f"{split}*"))
+    victim.write_bytes(flipped(victim.read_bytes()))
+    with pytest.raises(InputError) as caught:
+        train(experiment("damaged", cluster={"num_workers": 1}), str(copy))
+    assert str(caught.value).startswith(f"{victim}: its content is not what the index says (xxh128 ")
+    assert "\n" not in str(caught.value)

@@ -51,7 +51,7 @@ class TileCache:
                     file.write(_digest(key, body) + body)
 
     def _path(self, key: str) -> Path:
-        return self.folder / xxhash.xxh3_128_hexdigest(key)
+        return self.folder / xxhash.xxh3_128_hexdigest(key.encode())
 
     def _reserve(self, size: int) -> bool:
         """Make room for a file of this size; False if it is over the limit."""
