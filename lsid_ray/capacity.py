@@ -42,16 +42,24 @@ class Capacity:
         return self.limit is None or any(_times(node, needs) for node in (*self.alive, *self.limit))
 
     def task_count(self, needs: Resources) -> int:
-        """Number of tasks with these needs to have in flight, at least 1: as many as the cluster at its largest holds.
+        """Number of tasks with these needs that the cluster at its largest holds, at least 1.
 
-        GPU nodes that are not alive count only for tasks that need a GPU, or the autoscaler would start them for
-        others. If the limits are not known it is twice what the cluster holds now, so that there is a demand for more.
+        GPU nodes that are not alive count only for tasks that need a GPU. If the limits are not known it is twice what
+        the cluster holds now.
         """
         now = sum(_times(node, needs) for node in self.alive)
         if self.limit is None:
             return max(2 * now, 2)
         largest = sum(_times(node, needs) for node in self.limit if needs.get("GPU") or not node.get("GPU"))
         return max(now, largest, 1)
+
+    def queue_limit(self, needs: Resources) -> int | None:
+        """Number of tasks to have in flight; None: as many as there are, so that nodes that join by hand are used.
+
+        The autoscaler starts nodes for tasks that wait, GPU nodes too if no others are left: not for tasks without one.
+        """
+        alive, limit = (sum(node.get("GPU", 0) for node in nodes) for nodes in (self.alive, self.limit or ()))
+        return self.task_count(needs) if limit > alive and not needs.get("GPU") else None
 
 
 def _times(node: Resources, needs: Resources) -> int:

@@ -78,7 +78,7 @@ def quiet_ray_logs() -> None:
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    logging.getLogger("ray.data").setLevel(logging.ERROR)
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost process is no traceback
     logging.getLogger("ray.train").setLevel(logging.ERROR)
 
 

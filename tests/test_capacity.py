@@ -71,6 +71,8 @@ def test_as_many_tasks_are_in_flight_as_the_cluster_at_its_largest_holds() -> No
     assert Capacity(alive, None).task_count(CPU_TASK) == 48 and Capacity((HEAD_NODE,), None).task_count(GPU_TASK) == 2
     only_gpus = at_limits((HEAD_NODE,), autoscaler(cpu=0))
     assert Capacity((HEAD_NODE,), only_gpus).task_count(CPU_TASK) == 1, "one task starts the first GPU node"
+    assert growing.queue_limit(CPU_TASK) == 32 and growing.queue_limit(GPU_TASK) is None
+    assert Capacity(alive, alive).queue_limit(CPU_TASK) is None, "nodes that join by hand find work"
 
 
 def test_a_task_is_refused_only_if_no_node_may_ever_hold_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -126,7 +128,7 @@ def test_waiting_for_a_busy_cluster_is_shown_until_a_task_starts(
     cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(parallel, "QUIET_WAIT_S", 1.0)
-    monkeypatch.setattr(parallel, "WAIT_LINE_S", 1.0)
+    monkeypatch.setattr(parallel, "WAIT_LINE_S", 0.5)
     monkeypatch.setattr("lsid_ray.progress.WAIT_LINE_SECONDS", 0.0)
     with busy(4) as free, counter("packing", "files") as progress:
         threading.Timer(5, free).start()
