@@ -140,3 +140,37 @@ def test_the_frame_has_the_metadata_of_sids_camera(tmp_path):
     frame = read_raw(tmp_path / "a.dng")
     assert (frame.camera, frame.cfa, frame.black[0], frame.white) == ("SONY ILCE-7SM2", "RGGB", 512, 16383)
     assert frame.white_balance == pytest.approx((2.05, 1.0, 2.45))
+
+
+@pytest.mark.parametrize("compression", [None, "deflate"])
+def test_a_tiff_that_claims_too_many_pixels_is_refused_by_its_header(tmp_path: Path, compression: str | None):
+    tifffile.imwrite(tmp_path / "a.tif", np.zeros((64, 64, 3), np.uint8), photometric="rgb", compression=compression)
+    with tifffile.TiffFile(tmp_path / "a.tif", mode="r+b") as file:
+        for name in ("ImageWidth", "ImageLength"):
+            file.pages[0].tags[name].overwrite(200_000)
+    with pytest.raises(InputError, match=r"shape \(200000, 200000, 3\); expected at most 179 megapixels"):
+        frame_from_photograph(tmp_path / "a.tif", GAINS)
+
+
+@pytest.mark.parametrize("suffix", [".png", ".jpg", ".tif"])
+def test_a_damaged_photograph_is_read_or_refused(tmp_path: Path, suffix: str):
+    photo, path = smooth_photo(), tmp_path / f"a{suffix}"
+    if suffix == ".tif":
+        tifffile.imwrite(path, photo, photometric="rgb", compression="deflate")
+    else:
+        Image.fromarray(photo).save(path)
+    content = path.read_bytes()
+    random = np.random.default_rng(0)
+    outcomes = set()
+    for _ in range(200):
+        damaged = bytearray(content)
+        for position in random.integers(0, min(len(content), 600), 4):
+            damaged[position] = random.integers(256)
+        path.write_bytes(damaged[: random.integers(1, len(content))] if random.random() < 0.2 else damaged)
+        try:
+            linear_rgb(path)
+            outcomes.add("read")
+        except InputError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+            outcomes.add("refused")
+    assert "refused" in outcomes

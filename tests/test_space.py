@@ -25,14 +25,14 @@ def test_the_weight_and_both_learning_rates_are_searched_by_default() -> None:
 
 
 def test_drawn_values_are_in_range_and_have_the_type_of_their_field() -> None:
-    search = {"training.batch-size": "uniform:2:8", "loss.adversarial": "choice:bce,hinge", "training.seed": "choice:7"}
+    search = {"loss.warmup-steps": "uniform:2:8", "loss.adversarial": "choice:bce,hinge", "training.seed": "choice:7"}
     space = read_space({**search, "generator.gates": "choice:true,false"}, with_parameters(DEMO, {}))
     draws = [draw(space, random_trial(seed), zero=False) for seed in range(200)]
     weights = [parameters["loss.adv_weight"] for parameters in draws]
     assert all(1e-4 <= weight <= 1e-1 for weight in weights)
     below = sum(weight < math.sqrt(1e-4 * 1e-1) for weight in weights)
     assert 70 < below < 130, "half of a loguniform range is below its geometric mean"
-    assert {parameters["training.batch_size"] for parameters in draws} == set(range(2, 9))
+    assert {parameters["loss.warmup_steps"] for parameters in draws} == set(range(2, 9))
     assert {parameters["loss.adversarial"] for parameters in draws} == {"bce", "hinge"}
     assert {parameters["generator.gates"] for parameters in draws} == {True, False}
     assert {parameters["training.seed"] for parameters in draws} == {7}
@@ -65,6 +65,7 @@ def test_parameters_change_only_their_fields() -> None:
         ("cluster.readers", "choice:1,2", "expected a field of generator, discriminator, loss, optimizer, training"),
         ("name", "choice:a,b", "expected a field of generator"),
         ("training.crop", "uniform:32:33", "--training.crop is 33: expected a multiple of 8"),
+        ("training.batch-size", "uniform:8:16", "--training.batch-size is 9: expected a multiple of --cluster"),
         ("training.crop", "choice:1.5", "is '1.5': Input should be a valid integer"),
         ("loss.adversarial", "choice:bce,lsgan", "is 'lsgan': Input should be 'relativistic', 'hinge' or 'bce'"),
         ("loss.adversarial", "uniform:0:1", "expected choice:A,B,... for a field that is not a number"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import typing
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -19,6 +19,7 @@ DEFAULTS = {
     "optimizer.discriminator_lr": "loguniform:1e-5:1e-3",
 }
 SEARCHABLE = ("generator", "discriminator", "loss", "optimizer", "training")  # sections of the experiment
+MAX_CHECKED = 10_000  # values of a range of integers
 Parameters = dict[str, Any]
 """Field -> value: {"loss.adv_weight": 0.01}."""
 
@@ -43,6 +44,14 @@ class Dimension:
     values: tuple[Any, ...]
     """Low and high, or the choices; of the field's type."""
 
+    @property
+    def checked_values(self) -> Iterable[Any]:
+        """The values with which an experiment must run: of a range of integers all, of other ranges the ends."""
+        low, high = self.values[0], self.values[-1]
+        if self.kind == "choice" or type(low) is not int or high - low > MAX_CHECKED:
+            return self.values
+        return range(low, high + 1)
+
     def draw(self, sampler: Sampler) -> Any:
         """A value; low and high are included."""
         if self.kind == "choice":
@@ -60,7 +69,7 @@ def read_space(given: Mapping[str, str], experiment: Experiment) -> tuple[Dimens
     texts = {**DEFAULTS, **{field.replace("-", "_"): text for field, text in given.items()}}
     space = tuple(_dimension(field, text, experiment) for field, text in texts.items())
     for dimension in space:
-        for value in dimension.values:
+        for value in dimension.checked_values:
             try:
                 check_experiment(with_parameters(experiment, {dimension.field: value}))
             except InputError as error:
