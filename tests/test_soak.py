@@ -18,7 +18,7 @@ KILL_EVERY_S, MINUTES = 120, 20
 EPOCHS = int(os.environ.get("LSID_SOAK_EPOCHS", "12000"))  # more than 20 minutes of work for 2 cores
 OPTIONS = (
     "--generator.width 8 --generator.depth 2 --discriminator.width 8 --discriminator.layers 1 --training.crop 32 "
-    "--training.batch-size 4 --training.crops-per-pair 2 --cluster.num-workers 2 "
+    "--training.batch-size 4 --training.crops-per-pair 2 --cluster.num-workers 2 --cluster.cpus-per-worker 1 "
     f"--training.epochs {EPOCHS} --training.validate-every {EPOCHS // 100}"
 )
 
@@ -38,16 +38,16 @@ def start(nodes: NodeCluster, data_root: Path, storage: Path, name: str) -> tupl
 def test_a_run_that_loses_a_node_every_two_minutes_ends_like_an_undisturbed_one(
     data_root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    nodes = NodeCluster(tmp_path_factory.mktemp("f"), {"RAY_AUTH_MODE": "disabled"}, "--num-cpus=2")
-    try:
-        others = [nodes.add("--num-cpus=1") for _ in range(2)]
+    nodes = NodeCluster(tmp_path_factory.mktemp("f"), {"RAY_AUTH_MODE": "disabled"}, "--num-cpus=1")
+    try:  # on the head there is no room for a worker
+        others = [nodes.add("--num-cpus=2") for _ in range(2)]
         job, output = start(nodes, data_root, tmp_path, "disturbed")
         assert until(lambda: checkpoint_step(tmp_path / "disturbed") > 0, 300), output.read_text()
         began, killed = time.monotonic(), 0
         while time.monotonic() - began < 60 * MINUTES and job.poll() is None:
             time.sleep(KILL_EVERY_S)
             nodes.kill(others.pop(0))
-            others.append(nodes.add("--num-cpus=1"))
+            others.append(nodes.add("--num-cpus=2"))
             killed += 1
         assert job.wait(3600) == 0, output.read_text()
         minutes = (time.monotonic() - began) / 60
@@ -57,6 +57,7 @@ def test_a_run_that_loses_a_node_every_two_minutes_ends_like_an_undisturbed_one(
         nodes.close()
     assert "Traceback" not in output.read_text()
     failures = [event for event in events(tmp_path / "disturbed") if event["kind"] == "failure"]
+    assert failures, "workers were lost too"
     print(f"{killed} nodes killed in {minutes:.1f} min; restarts: {[event['reason'] for event in failures]}")
     assert killed >= MINUTES * 60 / KILL_EVERY_S - 1
     assert validation_psnr(tmp_path / "disturbed") == validation_psnr(tmp_path / "undisturbed")
