@@ -32,7 +32,11 @@ def test_a_run_resumes_whatever_has_become_of_its_latest_checkpoint_and_of_rays_
     folder = Path(e.storage, e.name)
     snapshots: list[str] = []
 
+    warnings: list[str] = []
+
     def keep_snapshot(event: Event) -> None:
+        if event["kind"] == "warning":
+            warnings.append(event["message"])
         if event["kind"] == "validation":
             assert until(lambda: (folder / SNAPSHOT).exists() and (folder / SNAPSHOT).read_text(), 10)
             snapshots.append((folder / SNAPSHOT).read_text())
@@ -42,7 +46,8 @@ def test_a_run_resumes_whatever_has_become_of_its_latest_checkpoint_and_of_rays_
     (damaged / METRICS).write_text((damaged / METRICS).read_text().replace('"step": 3', '"step": 6'))
     (damaged / WEIGHTS).unlink()
     (folder / SNAPSHOT).write_text(snapshots[0][:100])
-    train(e, str(shards), until_epoch=2)
+    train(e, str(shards), on_event=keep_snapshot, until_epoch=2)
+    assert warnings == [f"{damaged} is incomplete; it was deleted"]
     (folder / SNAPSHOT).write_text(snapshots[0].replace(checkpoint_name(3), checkpoint_name(1)))
     train(e, str(shards))
     assert [event["step"] for event in kinds(folder, "start")] == [0, 3, 6]

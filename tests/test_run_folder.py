@@ -46,7 +46,7 @@ def test_checkpoints_are_listed_by_step_and_only_the_best_and_the_latest_are_kep
     half_written = folder / ".checkpoint_000000012.0.partial"
     half_written.mkdir()
     (half_written / WEIGHTS).write_bytes(b"half")
-    remove_leftovers(folder)
+    assert remove_leftovers(folder) == [], "none of them was incomplete"
     assert steps(folder) == [6, 9]
     assert {path.name for path in folder.iterdir()} == {"checkpoint_000000006", "checkpoint_000000009", "metrics.jsonl"}
     best, metrics = copy_best(folder)
@@ -57,7 +57,7 @@ def test_checkpoints_are_listed_by_step_and_only_the_best_and_the_latest_are_kep
 def test_a_checkpoint_that_lacks_a_file_does_not_count(folder: AnyPath, missing: str) -> None:
     (folder / checkpoint_name(9) / missing).unlink()
     assert steps(folder) == [3, 6]
-    remove_leftovers(folder)
+    assert remove_leftovers(folder) == [folder / checkpoint_name(9)]
     assert steps(folder) == [6] and not (folder / checkpoint_name(9)).exists()
 
 

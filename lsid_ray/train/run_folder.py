@@ -90,20 +90,25 @@ def best_checkpoint(checkpoints: list[SavedCheckpoint]) -> SavedCheckpoint:
     return max(checkpoints, key=lambda checkpoint: (checkpoint.metrics["psnr_db"], checkpoint.step))
 
 
-def remove_leftovers(folder: AnyPath) -> None:
+def remove_leftovers(folder: AnyPath) -> list[AnyPath]:
     """Delete all checkpoints but the best and the latest, and what killed processes left half-written.
 
-    To be called only while no worker of the run is alive.
+    To be called only while no worker of the run is alive. Returns the incomplete checkpoints among them.
     """
     checkpoints = saved_checkpoints(folder)
+    complete = {checkpoint.folder for checkpoint in checkpoints}
     kept = {checkpoints[-1].folder, best_checkpoint(checkpoints).folder} if checkpoints else set()
+    incomplete = []
     for path in list(folder.iterdir()):
         if path in kept or not (path.name.startswith("checkpoint_") or path.suffix == ".partial"):
             continue
         if path.is_dir():
             storage.remove_tree(path)
+            if path not in complete and path.suffix != ".partial":
+                incomplete.append(path)
         else:
             path.unlink(missing_ok=True)
+    return incomplete
 
 
 def copy_best(folder: AnyPath) -> tuple[AnyPath, dict[str, Any]]:

@@ -97,7 +97,8 @@ def _train(
         buffer = start_buffer()
         monitor = Monitor(buffer, log, folder / STOP, 60 * cluster.stall_minutes, lambda: describe_wait(cluster))
         try:
-            remove_leftovers(folder)
+            for checkpoint in remove_leftovers(folder):
+                log.write({"kind": "warning", "message": f"{checkpoint} is incomplete; it was deleted"})
             with monitor.watching():
                 _trainer(experiment, shards, schedule, folder, buffer, stop_step).fit()
             break
