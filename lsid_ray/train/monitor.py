@@ -66,8 +66,8 @@ class Monitor:
                 reason = str(error).splitlines()[0]
                 self.log.write({"kind": "warning", "message": f"events of the workers are lost: {reason}"})
                 return
+            waiting = waiting and not beats
             for event in events:
-                waiting = waiting and event["kind"] != "start"
                 self.log.write(event)
             if last:
                 return
