@@ -22,6 +22,7 @@ from ray.data import DataContext
 from lsid_ray.capacity import Capacity, Resources, current_capacity, describe_free, format_amounts
 from lsid_ray.config.schema import ClusterConfig
 from lsid_ray.errors import InputError
+from lsid_ray.storage import is_utf8
 
 CPUS_PER_READER = 0.5
 REPARTITION_CPUS = 1  # the task that deals sample numbers to the readers
@@ -31,10 +32,13 @@ CONNECT_TIMEOUT_S = 10.0
 def connect() -> None:
     """Join the cluster that RAY_ADDRESS or `ray start` names, or start one on this machine.
 
-    Raises: InputError if the cluster does not answer or refuses this process.
+    Raises: InputError if the cluster does not answer or refuses this process, or if Ray cannot start in it.
     """
     if ray.is_initialized():
         return
+    for text in (*sys.argv, os.getcwd()):
+        if not is_utf8(text):
+            raise InputError(f"{text}: not UTF-8, which Ray requires of options and of the current folder")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or what a worker prints appears twice
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # or Ray warns about every further process
     try:

@@ -43,6 +43,15 @@ def to_path(text: str | AnyPath) -> AnyPath:
     return RemotePath(f"{scheme}:", *filter(None, rest.split("/")))
 
 
+def is_utf8(path: str | AnyPath) -> bool:
+    """Whether a name is valid UTF-8; Ray and libraries in C++ and Rust take no other."""
+    try:
+        str(path).encode()
+    except UnicodeError:
+        return False
+    return True
+
+
 def check_writable(folder: AnyPath, option: str) -> None:
     """Check that files can be created in a folder, which need not exist yet; `option` names it in errors.
 
@@ -56,17 +65,16 @@ def check_writable(folder: AnyPath, option: str) -> None:
         except InputError as error:
             raise InputError(f"{option} {error}") from None
         return
+    if not is_utf8(folder):
+        raise InputError(f"{option} {folder}: its name is not UTF-8; expected one that is")
     existing = folder.absolute()
     try:
-        str(folder).encode()  # pyarrow takes UTF-8 only
         while not _exists(existing):
             existing = existing.parent
         with tempfile.TemporaryFile(dir=existing) as file:
             file.write(bytes(4096))
             file.flush()
             os.fsync(file.fileno())  # a full disk may be noticed as late as here
-    except UnicodeError:
-        raise InputError(f"{option} {folder}: its name is not UTF-8; expected one that is") from None
     except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or error
         raise InputError(f"{option} {folder}: no file can be created in {existing}: {reason}") from None

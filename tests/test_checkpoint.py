@@ -155,6 +155,11 @@ def test_a_folder_with_a_missing_file_is_not_a_checkpoint(name: str, tmp_path: P
         load_generator(tmp_path)
 
 
+def test_a_folder_whose_name_is_not_utf8_is_refused_as_such(tmp_path: Path):
+    with pytest.raises(InputError, match="its name is not UTF-8"):
+        load_generator(tmp_path / "a\udcffb")
+
+
 def test_a_missing_folder_is_not_a_checkpoint(tmp_path: Path):
     with pytest.raises(InputError, match="missing is not a checkpoint"):
         load_generator(tmp_path / "missing")

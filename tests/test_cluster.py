@@ -8,16 +8,31 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
+import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config
 
 from lsid_ray.capacity import HEAD, Capacity, at_limits
-from lsid_ray.cluster import check_capacity
+from lsid_ray.cluster import check_capacity, connect
 from lsid_ray.config.presets import PRESETS
 from lsid_ray.config.schema import ClusterConfig
 from lsid_ray.errors import InputError
 
 CLUSTER_YAML = Path(__file__).parents[1] / "cluster.yaml"
+
+
+def test_a_command_line_or_folder_that_is_not_utf8_is_refused_before_ray_starts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(sys, "argv", ["pack.py", "pack", "a\udcffb"])
+    with pytest.raises(InputError, match="a\udcffb: not UTF-8, which Ray requires"):
+        connect()
+    monkeypatch.setattr(sys, "argv", ["pack.py"])
+    (tmp_path / "c\udcffd").mkdir()
+    monkeypatch.chdir(tmp_path / "c\udcffd")
+    with pytest.raises(InputError, match="c\udcffd: not UTF-8, which Ray requires"):
+        connect()
 
 
 @pytest.mark.parametrize("workers, cpus", [(1, 2.5), (2, 1), (5, 0.5)])

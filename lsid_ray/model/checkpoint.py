@@ -72,6 +72,8 @@ def load_generator(folder: str | AnyPath) -> tuple[Generator, Experiment]:
     """
     folder = storage.to_path(folder)
     weights, description = folder / WEIGHTS, folder / EXPERIMENT
+    if not storage.is_utf8(folder):
+        raise InputError(f"{folder}: its name is not UTF-8; expected one that is")
     for path in (weights, description):
         if not path.is_file():
             missing = f"{folder} is not a checkpoint: expected {path.name} in it"

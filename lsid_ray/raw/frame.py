@@ -16,6 +16,7 @@ import tifffile
 from lsid_ray.errors import InputError
 from lsid_ray.raw.color import XYZ_FROM_SRGB
 from lsid_ray.raw.names import exposure_from_name
+from lsid_ray.storage import is_utf8
 
 # tifffile logs warnings about unusual camera tags; errors in a file are reported by LibRaw instead.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
@@ -97,22 +98,13 @@ def _open_and_unpack(path: Path) -> rawpy.RawPy:
     try:
         with path.open("rb") as file:
             _check_container(path)
-            raw = rawpy.imread(str(path) if _is_utf8(path) else file)
+            raw = rawpy.imread(str(path) if is_utf8(path) else file)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except OSError as error:  # a folder, a symlink loop, no permission
         raise InputError(f"{path}: cannot be opened ({error.strerror})") from None
     raw.unpack()
     return raw
-
-
-def _is_utf8(path: Path) -> bool:
-    """Whether rawpy can open a file by its name."""
-    try:
-        str(path).encode()
-    except UnicodeError:
-        return False
-    return True
 
 
 @contextmanager
