@@ -21,12 +21,13 @@ from ray.data import DataContext
 
 from lsid_ray.capacity import Capacity, Resources, current_capacity, describe_free, format_amounts
 from lsid_ray.config.schema import ClusterConfig
-from lsid_ray.errors import InputError
+from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.storage import is_utf8
 
 CPUS_PER_READER = 0.5
 REPARTITION_CPUS = 1  # the task that deals sample numbers to the readers
 CONNECT_TIMEOUT_S = 10.0
+START_ATTEMPTS = 2
 
 
 def connect() -> None:
@@ -50,11 +51,25 @@ def connect() -> None:
         # is no public option.
         os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
         ray_constants.ENABLE_RAY_CLUSTER = False
-        ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        _start()
     else:
         _join(address)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # `ray job stop` acts like Ctrl-C
     quiet_ray_logs()
+
+
+def _start() -> None:
+    """Start a cluster on this machine; on a busy one Ray may give up at first, after 30 s."""
+    for attempt in range(START_ATTEMPTS):
+        try:
+            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+            return
+        except Exception as error:  # Ray raises plain exceptions too
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            ray.shutdown()
+            if attempt + 1 == START_ATTEMPTS:
+                raise PartialFailure(f"Ray does not start on this machine: {reason}") from None
+            print(f"Ray has not started: {reason}; trying again", flush=True)
 
 
 def _join(address: str) -> None:

@@ -12,11 +12,12 @@ import ray
 import yaml
 from ray.autoscaler._private.util import prepare_config
 
+from lsid_ray import cluster as cluster_module
 from lsid_ray.capacity import HEAD, Capacity, at_limits
 from lsid_ray.cluster import check_capacity, connect
 from lsid_ray.config.presets import PRESETS
 from lsid_ray.config.schema import ClusterConfig
-from lsid_ray.errors import InputError
+from lsid_ray.errors import InputError, PartialFailure
 
 CLUSTER_YAML = Path(__file__).parents[1] / "cluster.yaml"
 
@@ -33,6 +34,27 @@ def test_a_command_line_or_folder_that_is_not_utf8_is_refused_before_ray_starts(
     monkeypatch.chdir(tmp_path / "c\udcffd")
     with pytest.raises(InputError, match="c\udcffd: not UTF-8, which Ray requires"):
         connect()
+
+
+@pytest.mark.parametrize("failures", [1, 2])
+def test_a_start_of_ray_is_tried_twice(
+    failures: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    remaining, reason = [failures], "The current node timed out during startup."
+
+    def init(**options: object) -> None:
+        remaining[0] -= 1
+        if remaining[0] >= 0:
+            raise Exception(f"{reason}\nThis could happen because")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setattr(ray, "shutdown", lambda: None)
+    if failures == 2:
+        with pytest.raises(PartialFailure, match=f"^Ray does not start on this machine: {reason}$"):
+            cluster_module._start()
+    else:
+        cluster_module._start()
+    assert capsys.readouterr().out == f"Ray has not started: {reason}; trying again\n"
 
 
 @pytest.mark.parametrize("workers, cpus", [(1, 2.5), (2, 1), (5, 0.5)])
