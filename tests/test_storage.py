@@ -7,13 +7,11 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 from conftest import Store
 
 from lsid_ray import storage
 from lsid_ray.config.schema import Experiment, SweepConfig
-from lsid_ray.data import shard
 from lsid_ray.data.index import open_shards
 from lsid_ray.data.pack import pack_dataset
 from lsid_ray.data.preview import contact_sheet
@@ -21,7 +19,7 @@ from lsid_ray.data.verify import repair_shards, verify_shards
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate.evaluation import evaluate
 from lsid_ray.inference.files import Amplification, enhance_files, plan_files
-from lsid_ray.object_store import RemotePath, StoreError
+from lsid_ray.object_store import RemotePath
 from lsid_ray.storage import AnyPath, to_path
 from lsid_ray.sweep.comparison import compare_best
 from lsid_ray.sweep.report import write_sweep_report
@@ -209,81 +207,6 @@ def test_packing_in_an_object_store_gives_the_same_shards(
     assert [name for name, _ in repaired.broken] == [victim] and not repaired.remaining
     contact_sheet(to_path(remote), to_path(f"{REMOTE}/sheet.png"), 2)
     assert to_path(f"{REMOTE}/sheet.png").read_bytes()[1:4] == b"PNG"
-
-
-def test_remote_windows_are_read_by_ranges_and_cached_on_the_node(
-    shards: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
-    for name in storage.list_files(shards):
-        storage.copy_file(shards / name, to_path(REMOTE) / "shards" / name)
-    local, remote = open_shards(shards, ["train"]), open_shards(f"{REMOTE}/shards", ["train"], cache_gb=0.1)
-    pair = local.pairs[0]
-    remote.long_window(pair, 0, 0, 1, 1)  # reads the footer too, once
-    store.requests.clear()
-    window = remote.long_window(pair, 70, 70, 20, 20)
-    np.testing.assert_array_equal(window, local.long_window(pair, 70, 70, 20, 20))
-    read = sum(size for verb, at, size in store.requests if verb == "GET" and "long" in at)
-    assert 0 < read < 0.25 * pair.long.shard.bytes, "only the tile was read"
-    np.testing.assert_array_equal(remote.target(pair), local.target(pair))
-    store.requests.clear()
-    np.testing.assert_array_equal(remote.target(pair), local.target(pair))
-    assert not store.requests, "all of it was cached"
-    (cache,) = tmp_path.glob("lsid-tile-cache-*")
-    assert cache.stat().st_mode & 0o777 == 0o700
-    for tile in cache.iterdir():
-        tile.write_bytes(bytes([1, *tile.read_bytes()[1:]]))
-    np.testing.assert_array_equal(remote.target(pair), local.target(pair))
-    assert store.requests, "damaged tiles are read again"
-
-
-def test_a_damaged_object_is_named(shards: Path, store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    remote = to_path(REMOTE) / "shards"
-    for name in storage.list_files(shards):
-        storage.copy_file(shards / name, remote / name)
-    pair = open_shards(remote, ["train"]).pairs[0]
-    victim = remote / pair.long.shard.path
-    other = next(p for p in open_shards(remote, ["train"]).pairs if p.long.shard.path != pair.long.shard.path).long
-    good, start = victim.read_bytes(), len(victim.read_bytes()) // 20  # in the first tile
-    flipped = good[:start] + bytes([good[start] ^ 1]) + good[start + 1 :]
-    exchanged = (remote / other.shard.path).read_bytes()
-    monkeypatch.setattr(shard, "_footer", shard._footer.__wrapped__)  # not cached
-    advice = r": restore it with jobs/pack\.py repair$"
-    for content, reason in [
-        (flipped, r"its content is not what the index says \(xxh128 \w{32}, expected \w{32}\)"),
-        (bytes(len(good)), r"its content is not what the index says \(xxh128 \w{32}, expected \w{32}\)"),
-        (good[:-1], rf"has {len(good) - 1} bytes, expected {len(good)}"),
-        (exchanged, rf"(has {len(exchanged)} bytes, expected {len(good)}|is the shard of {other.shard.path}, .*)"),
-        (None, "is missing"),
-    ]:
-        victim.unlink() if content is None else victim.write_bytes(content)
-        with pytest.raises(InputError, match=rf"^{victim}: {reason}{advice}"):
-            open_shards(remote, ["train"]).long_window(pair, 0, 0, 8, 8)
-    victim.write_bytes(exchanged)
-    longer = replace(pair.long.shard, bytes=len(exchanged))
-    with pytest.raises(InputError, match=rf"^{victim}: is the shard of {other.shard.path}, packed from .*{advice}"):
-        shard.read_window(str(remote), longer, 0, 0, 8, 8)
-
-
-def test_an_intact_object_that_cannot_be_read_is_the_stores_failure(
-    shards: Path, store: Store, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    remote = to_path(REMOTE) / "shards"
-    for name in storage.list_files(shards):
-        storage.copy_file(shards / name, remote / name)
-    opened = open_shards(remote, ["train"])
-
-    def fail(*_: object) -> None:
-        raise OSError("When reading: AWS Error NETWORK_CONNECTION\nmore")
-
-    monkeypatch.setattr("pyarrow.parquet.ParquetFile.read_row_groups", fail)
-    with pytest.raises(StoreError, match="NETWORK_CONNECTION") as caught:
-        opened.planes(opened.pairs[0])
-    assert caught.value.filename == str(remote / opened.pairs[0].short.shard.path)
-    assert caught.value.strerror == "When reading: AWS Error NETWORK_CONNECTION"
-    store.fault = lambda verb, at: "AccessDenied" if "short" in at else ""
-    with pytest.raises(InputError, match=r"short/.*: access denied$"):
-        opened.planes(opened.pairs[1])
 
 
 @pytest.mark.timeout(600)
