@@ -7,7 +7,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any, TypeVar
 
 import ray
@@ -100,7 +100,7 @@ def _map_once(
             max_calls=0,  # reuse the process: on a GPU, Ray would start one per task
         )
         batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0))  # prefetching delays each result
-    with _waiting_shown(needs) as result_came:
+    with closing(batches), _waiting_shown(needs) as result_came:  # closed, it ends the other tasks
         for batch in batches:
             for number, pickled in zip(batch["number"].tolist(), batch["result"], strict=True):
                 result_came()
