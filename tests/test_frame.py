@@ -1,6 +1,7 @@
 """Reading raw files: the fields of a frame, and the errors for files that cannot be read."""
 
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -161,3 +162,46 @@ def test_a_folder_or_a_symlink_loop_is_rejected(tmp_path: Path):
     for name, reason in (("folder.dng", "Is a directory"), ("loop.dng", "Too many levels of symbolic links")):
         with pytest.raises(InputError, match=rf"{name}: cannot be opened \({reason}\)"):
             read_raw(tmp_path / name)
+
+
+def test_a_file_whose_directories_form_a_circle_is_read(tmp_path: Path):
+    frame = make_frame()
+    write_dng(tmp_path / "a.dng", frame)
+    content = bytearray((tmp_path / "a.dng").read_bytes())
+    start = int.from_bytes(content[4:8], "little")
+    end = start + 2 + 12 * int.from_bytes(content[start : start + 2], "little")
+    assert content[end : end + 4] == bytes(4), "there is no next directory"
+    content[end : end + 4] = content[4:8]
+    (tmp_path / "a.dng").write_bytes(content)
+    assert np.array_equal(read_raw(tmp_path / "a.dng").mosaic, frame.mosaic)
+
+
+def test_a_pipe_is_refused_without_waiting_for_it(tmp_path: Path):
+    os.mkfifo(tmp_path / "a.dng")
+    with pytest.raises(InputError, match=r"a\.dng: not a file"):
+        read_raw(tmp_path / "a.dng")
+
+
+def test_a_name_that_is_not_utf8_is_no_obstacle(tmp_path: Path):
+    frame = make_frame()
+    write_dng(tmp_path / "a\udcffb.dng", frame)
+    assert np.array_equal(read_raw(tmp_path / "a\udcffb.dng").mosaic, frame.mosaic)
+
+
+def test_a_damaged_file_is_read_or_refused(tmp_path: Path):
+    path = tmp_path / "a.dng"
+    write_dng(path, make_frame())
+    content = path.read_bytes()
+    random = np.random.default_rng(2)
+    refused = 0
+    for _ in range(500):
+        damaged = bytearray(content)
+        for position in random.integers(0, 600, 4):
+            damaged[position] = random.integers(256)
+        path.write_bytes(damaged)
+        try:
+            read_raw(path)
+        except InputError as error:
+            assert str(path) in str(error)
+            refused += 1
+    assert refused > 10

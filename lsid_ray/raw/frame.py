@@ -1,5 +1,6 @@
 """Reading a raw file of any camera into a typed raw frame."""
 
+import itertools
 import logging
 import math
 import os
@@ -21,6 +22,7 @@ from lsid_ray.storage import is_utf8
 # tifffile logs warnings about unusual camera tags; errors in a file are reported by LibRaw instead.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
+MAX_PAGES = 100  # of a TIFF; cameras write at most about 10
 _MAX_EXPOSURE_S = 86400.0  # a longer time means that the tag is damaged
 
 
@@ -117,6 +119,10 @@ def _libraw_as_input_errors(path: Path) -> Iterator[None]:
         raise InputError(
             f"{path}: LibRaw cannot decode it ({_error_text(error)}); it may be damaged or truncated"
         ) from None
+    except (InputError, OSError, MemoryError):
+        raise
+    except Exception as error:  # a damaged file can raise anything
+        raise InputError(f"{path}: cannot be read ({type(error).__name__}: {error}); it may be damaged") from None
 
 
 def frame_from_libraw(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
@@ -175,8 +181,7 @@ def _xtrans_black_from_dng(path: Path) -> tuple[float, ...] | None:
     """A DNG's 6x6 black levels, of which rawpy returns only the lowest; None if the file has none."""
     try:
         with tifffile.TiffFile(path) as file:
-            pages = [page for main in file.pages for page in (main, *(main.pages or ()))]
-            page = next(page for page in pages if page.photometric == tifffile.PHOTOMETRIC.CFA)
+            page = next(page for page in _tiff_pages(file) if page.photometric == tifffile.PHOTOMETRIC.CFA)
             if tuple(page.tags[50713].value) != (6, 6):  # BlackLevelRepeatDim
                 return None
             values = np.array(page.tags[50714].value, np.float64).reshape(36, -1)  # BlackLevel, possibly rational
@@ -211,18 +216,21 @@ def _check_container(path: Path) -> None:
     """
     try:
         with tifffile.TiffFile(path) as file:
-            pages = [page for main in file.pages for page in (main, *(main.pages or ()))]
-    except Exception:  # not a TIFF: left to LibRaw
+            image = max(_tiff_pages(file), key=lambda page: page.imagewidth * page.imagelength)
+        needed = max(map(sum, zip(image.dataoffsets, image.databytecounts, strict=False)), default=0)
+    except Exception:  # not a TIFF, or a damaged one: left to LibRaw
         return
-    if not pages:
-        return
-    image = max(pages, key=lambda page: page.imagewidth * page.imagelength)
-    ends = map(sum, zip(image.dataoffsets, image.databytecounts, strict=False))
-    size, needed = path.stat().st_size, max(ends, default=0)
+    size = path.stat().st_size
     if size < needed:
         raise InputError(f"{path}: truncated: the file has {size} bytes, but its image data end at byte {needed}")
     if image.sampleformat == tifffile.SAMPLEFORMAT.IEEEFP:
         raise InputError(f"{path}: floating-point data; expected a sensor's integers")
+
+
+def _tiff_pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
+    """The main pages, each followed by those in it; at most MAX_PAGES, as a damaged file can have no end of them."""
+    pages = itertools.chain.from_iterable(itertools.chain([page], page.pages or ()) for page in file.pages)
+    return itertools.islice(pages, MAX_PAGES)
 
 
 def _camera_name(path: Path) -> str:
