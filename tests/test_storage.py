@@ -2,6 +2,8 @@
 
 import json
 import pickle
+import tempfile
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -101,6 +103,46 @@ def test_a_folder_is_replaced_atomically_and_uploaded_with_its_last_file_at_the_
         assert (copy / "pictures" / "c.png").read_text() == "pictures/c.png"
     with storage.local_copy(folder / "report" / "b.json") as copy:
         assert copy.name == "b.json" and copy.read_text() == "b.json"
+
+
+def test_a_reader_finds_the_old_or_the_new_while_a_folder_is_replaced(folder: AnyPath) -> None:
+    def replace(version: int) -> None:
+        with storage.atomic_folder(folder / "best", last="b") as partial:
+            for name in ("a", "b"):
+                (partial / name).write_text(str(version))
+
+    replace(0)
+    ended, read, error = threading.Event(), set(), []
+
+    def reader() -> None:
+        try:
+            while not ended.is_set():
+                read.add((folder / "best" / "a").read_text())
+        except FileNotFoundError as missing:
+            error.append(missing)
+
+    thread = threading.Thread(target=reader)
+    thread.start()
+    for version in range(1, 20):
+        replace(version)
+    ended.set()
+    thread.join()
+    assert not error and read and read <= {str(version) for version in range(20)}
+    assert sorted(storage.list_files(folder / "best")) == ["a", "b"]
+
+
+def test_what_killed_processes_left_in_the_temporary_folder_is_deleted(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setattr(storage, "YOUNG_S", 0.0)
+    (tmp_path / "lsid-tmp-left" / "behind").mkdir(parents=True)
+    (tmp_path / "others").mkdir()
+    with storage.temporary_folder() as first:
+        assert {path.name for path in tmp_path.iterdir()} == {"others", first.name}
+        with storage.temporary_folder() as second:
+            assert first.is_dir() and second.is_dir(), "one in use is kept"
+    assert [path.name for path in tmp_path.iterdir()] == ["others"]
 
 
 def test_an_unknown_scheme_or_a_missing_bucket_is_refused() -> None:
