@@ -291,7 +291,7 @@ def test_a_full_disk_is_a_one_line_error_and_the_next_run_resumes(
 
 def test_a_destination_that_cannot_be_created_is_reported(cluster: None, root: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(InputError, match="folder of the shards .*file: no file can be created in .*: Not a directory"):
+    with pytest.raises(InputError, match=r"folder of the shards .*file: no file can be created in .*: Not a directory"):
         pack_dataset(root, tmp_path / "file", tile=32)
 
 
@@ -307,7 +307,7 @@ def test_up_to_date_shards_need_no_write_permission(root: Path, packed: Path) ->
         os.seteuid(65534)
         try:
             if changed:
-                with pytest.raises(InputError, match="no file can be created in .*: Permission denied"):
+                with pytest.raises(InputError, match=r"no file can be created in .*: Permission denied"):
                     pack_dataset(root, packed, tile=32)
             else:
                 assert pack_dataset(root, packed, tile=32).up_to_date
