@@ -43,6 +43,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
     cluster.close()
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(400)
 def test_a_run_survives_the_loss_of_every_node_but_the_drivers(
     nodes: NodeCluster, data_root: Path, tmp_path: Path
@@ -66,6 +67,7 @@ def test_a_run_survives_the_loss_of_every_node_but_the_drivers(
     assert [event["epoch"] for event in events(run) if event["kind"] == "validation"] == list(range(20, 201, 20))
 
 
+@pytest.mark.cluster
 def test_events_are_buffered_on_the_drivers_node(nodes: NodeCluster) -> None:
     nodes.add("--num-cpus=1")
     script = (
@@ -266,6 +268,7 @@ print(ray.cluster_resources()["CPU"])
 """
 
 
+@pytest.mark.cluster
 @pytest.mark.timeout(200)
 def test_a_cluster_is_joined_with_its_token_and_a_wrong_one_is_one_line(
     tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -28,6 +28,9 @@ REPOSITORY = Path(__file__).parents[1]
 RAY_DATA_ACTORS = {"ActorLocationTracker", "_StatsActor", "_AutoscalingCoordinatorActor"}  # one per cluster
 
 
+pytestmark = pytest.mark.cluster
+
+
 @dataclass(frozen=True)
 class Cluster:
     """A head without CPUs, a node that reads and one that trains."""
