@@ -33,6 +33,7 @@ from lsid_ray.raw.mosaic import amplification_ratio
 from lsid_ray.raw.render import rendering_parameters
 from lsid_ray.storage import AnyPath
 
+MAX_TILE = 2**16  # packed pixels; more than any frame has
 Progress = Callable[[int, int], None]
 
 
@@ -82,8 +83,8 @@ def pack_dataset(
     Raises: InputError if `root` is not usable, no pair remains, or `destination` holds shards of different data or
     options, is being packed by another run, or is not writable (a full disk); shards written until then stay.
     """
-    if tile < 1:
-        raise InputError(f"--tile is {tile}: expected 1 or more")
+    if not 1 <= tile <= MAX_TILE:
+        raise InputError(f"--tile is {tile}: expected 1 to {MAX_TILE:,}")
     root, destination = storage.to_path(root).absolute(), storage.to_path(destination).absolute()
     return update_shards(root, destination, tile, progress, frozenset())
 

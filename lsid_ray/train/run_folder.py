@@ -33,7 +33,7 @@ def claim_run(folder: AnyPath, experiment: Experiment, data_digest: str) -> None
     """
     path, data = folder / EXPERIMENT, folder / "data.sha256"
     if path.exists():
-        before = identity(from_json(path.read_text(), str(path)))
+        before = identity(from_json(path.read_bytes(), str(path)))
         if changed := difference(before, identity(experiment)):
             field, old, new = changed
             raise InputError(
