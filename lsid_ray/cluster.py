@@ -4,6 +4,7 @@ If training workers hold every CPU, the tasks that feed them wait forever, silen
 with what the cluster has before anything starts.
 """
 
+import contextlib
 import logging
 import math
 import os
@@ -13,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 
 import ray
 from ray._private import ray_constants, services
@@ -28,6 +30,7 @@ CPUS_PER_READER = 0.5
 REPARTITION_CPUS = 1  # the task that deals sample numbers to the readers
 CONNECT_TIMEOUT_S = 10.0
 START_ATTEMPTS = 2
+TOKEN_FOLDER = "~/.ray"
 
 
 def connect() -> None:
@@ -60,6 +63,10 @@ def connect() -> None:
 
 def _start() -> None:
     """Start a cluster on this machine; on a busy one Ray may give up at first, after 30 s."""
+    # Ray demands a token, but everyone may read the file that it keeps it in (2.60).
+    with contextlib.suppress(OSError):  # the home folder may be read-only
+        Path(TOKEN_FOLDER).expanduser().mkdir(mode=0o700, exist_ok=True)
+        Path(TOKEN_FOLDER).expanduser().chmod(0o700)
     for attempt in range(START_ATTEMPTS):
         try:
             ray.init(log_to_driver=False, logging_level=logging.ERROR)

@@ -148,6 +148,9 @@ def atomic_write(path: AnyPath) -> Iterator[BinaryIO]:
         with partial.open("wb") as file:
             yield file
         os.replace(partial, path)
+    except OSError as error:
+        error.filename = error.filename or str(path)  # a write has no file name
+        raise
     finally:
         partial.unlink(missing_ok=True)
 

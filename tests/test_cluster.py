@@ -38,7 +38,7 @@ def test_a_command_line_or_folder_that_is_not_utf8_is_refused_before_ray_starts(
 
 @pytest.mark.parametrize("failures", [1, 2])
 def test_a_start_of_ray_is_tried_twice(
-    failures: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    failures: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture, tmp_path: Path
 ) -> None:
     remaining, reason = [failures], "The current node timed out during startup."
 
@@ -49,11 +49,13 @@ def test_a_start_of_ray_is_tried_twice(
 
     monkeypatch.setattr(ray, "init", init)
     monkeypatch.setattr(ray, "shutdown", lambda: None)
+    monkeypatch.setenv("HOME", str(tmp_path))
     if failures == 2:
         with pytest.raises(PartialFailure, match=f"^Ray does not start on this machine: {reason}$"):
             cluster_module._start()
     else:
         cluster_module._start()
+    assert (tmp_path / ".ray").stat().st_mode & 0o777 == 0o700, "nobody else reads the token"
     assert capsys.readouterr().out == f"Ray has not started: {reason}; trying again\n"
 
 

@@ -170,6 +170,9 @@ def test_a_folder_of_another_sweep_or_of_a_run_is_rejected(make_definition: Make
     with pytest.raises(InputError, match=r"another sweep \(experiment.training.epochs is 2 there, 3 here\)"):
         make_definition(training={"epochs": 3})
     make_definition(trials=99, hours=3.0)  # the budget may change
+    (definition.folder / "sweep-definition.json").write_text('{"sea')
+    with pytest.raises(InputError, match=r"sweep-definition\.json is damaged"):
+        make_definition()
     (definition.folder / "sweep-definition.json").unlink()
     (definition.folder / "experiment.json").write_text("{}")
     with pytest.raises(InputError, match="holds a run, not a sweep"):

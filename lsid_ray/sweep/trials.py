@@ -65,7 +65,7 @@ def claim_sweep(definition: SweepDefinition) -> None:
     }
     content = json.loads(json.dumps(content))  # tuples become lists, as in the file
     if path.exists():
-        if changed := difference(json.loads(path.read_text()), content):
+        if changed := difference(read_json(path), content):
             name, old, new = changed
             raise InputError(
                 f"--name {folder.name}: {folder} holds another sweep ({name} is {old} there, {new} here); "
@@ -135,7 +135,7 @@ def begin_trial(definition: SweepDefinition, number: int, parameters: Parameters
 
 def end_trial(folder: AnyPath, state: State, reason: str) -> None:
     """Record the state of a trial and the reason for it."""
-    metadata = json.loads((folder / "trial.json").read_text())
+    metadata = read_json(folder / "trial.json")
     write_json(folder / "trial.json", {**metadata, "state": state, "reason": reason})
 
 
@@ -154,7 +154,7 @@ def read_trials(definition: SweepDefinition) -> list[Trial]:
 @lru_cache(maxsize=4096)
 def _read_trial(folder: AnyPath, batch_size: int, *versions: tuple[int, int] | None) -> Trial:
     """A trial. versions: size and modification time of its files, so that the cache misses when they change."""
-    metadata = json.loads((folder / "trial.json").read_text())
+    metadata = read_json(folder / "trial.json")
     batch_size = metadata["parameters"].get("training.batch_size", batch_size)
     events = read_events(folder)
     steps = [event for event in events if event["kind"] == "train"]
@@ -179,12 +179,23 @@ def _read_trial(folder: AnyPath, batch_size: int, *versions: tuple[int, int] | N
 def elapsed_s(folder: AnyPath) -> float:
     """Seconds that a sweep has run, over all its starts."""
     path = folder / "clock.json"
-    return json.loads(path.read_text())["seconds"] if path.exists() else 0.0
+    return read_json(path)["seconds"] if path.exists() else 0.0
 
 
 def add_elapsed(folder: AnyPath, seconds: float) -> None:
     """Add to the seconds that a sweep has run."""
     write_json(folder / "clock.json", {"seconds": elapsed_s(folder) + seconds})
+
+
+def read_json(path: AnyPath) -> dict[str, Any]:
+    """The object in a JSON file of a sweep. Raises: InputError if it is damaged."""
+    try:
+        content = json.loads(path.read_bytes())
+    except ValueError:
+        content = None
+    if not isinstance(content, dict):
+        raise InputError(f"{path} is damaged: expected a file that a sweep has written")
+    return content
 
 
 def write_json(path: AnyPath, content: Any) -> None:
