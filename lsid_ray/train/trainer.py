@@ -1,6 +1,9 @@
 """One experiment trained with Ray Train, from its checks to its best checkpoint."""
 
-from collections.abc import Callable
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,7 +102,7 @@ def _train(
         try:
             for checkpoint in remove_leftovers(folder):
                 log.write({"kind": "warning", "message": f"{checkpoint} is incomplete; it was deleted"})
-            with monitor.watching():
+            with _sigint_handler_kept(), monitor.watching():
                 _trainer(experiment, shards, schedule, folder, buffer, stop_step).fit()
             break
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, StoreError) as error:
@@ -132,6 +135,19 @@ def _train(
     if not checkpoint_step(folder):
         raise PartialFailure(f"{folder} was stopped before its first checkpoint")
     remove_leftovers(folder)
+
+
+@contextmanager
+def _sigint_handler_kept() -> Iterator[None]:
+    """Undo what `fit` leaves behind: a Ctrl-C in later work would end the process with exit code 0 (ray 2.60)."""
+    if threading.current_thread() is not threading.main_thread():  # as in a trial, where Ray changes nothing
+        yield
+        return
+    handler = signal.getsignal(signal.SIGINT)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
 
 
 def _trainer(
