@@ -200,4 +200,4 @@ def test_a_second_evaluation_scores_what_the_checkpoint_has_become(saved: Path, 
     save_checkpoint(saved, Experiment(name="x", generator=generator.config), generator, {}, {"step": 8})
     second = scores("second")
     assert all(abs(a - b) > 0.01 for a, b in zip(first, second, strict=True))
-    assert scores("third") == second
+    assert scores("third") == pytest.approx(second, abs=1e-6)  # the number of threads may differ
