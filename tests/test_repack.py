@@ -285,7 +285,7 @@ def test_a_full_disk_is_a_one_line_error_and_the_next_run_resumes(
     assert finished < 15
     subprocess.run(["mount", "-o", "remount,size=16m", full_disk], check=True)
     result = pack_dataset(root, out, tile=32)
-    assert (result.packed, result.reused) == (15 - finished, finished)
+    assert result.packed + result.reused == 15 and result.reused >= finished, "a task may have ended after the error"
     assert content(out) == content(shards)
 
 
