@@ -9,12 +9,12 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-import ray
 import yaml
 from conftest import free_ports
 from nodes import Node, NodeCluster, until
 from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.util import prepare_config
+from test_faults import occupied
 from test_files import RATIO_20, save_network, write_dark_frame
 
 from lsid_ray.capacity import HEAD, Capacity, at_limits, check_task, current_capacity, describe_free
@@ -114,23 +114,13 @@ def test_enhancing_and_packing_are_refused_by_a_cluster_that_never_holds_a_task(
         list(parallel_map(str, [1], cpus=5))
 
 
-@contextmanager
-def busy(cpus: float) -> Iterator[Callable[[], None]]:
-    """Another job holds CPUs of this session's cluster; yields what frees them."""
-    holder = ray.remote(num_cpus=cpus)(threading.Event).remote()
-    ray.get(holder.is_set.remote())
-    yield lambda: ray.kill(holder)
-    ray.kill(holder)
-    assert until(lambda: ray.available_resources().get("CPU") == ray.cluster_resources()["CPU"], 30)
-
-
 def test_waiting_for_a_busy_cluster_is_shown_until_a_task_starts(
     cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(parallel, "QUIET_WAIT_S", 1.0)
     monkeypatch.setattr(parallel, "WAIT_LINE_S", 0.5)
     monkeypatch.setattr("lsid_ray.progress.WAIT_LINE_SECONDS", 0.0)
-    with busy(4) as free, counter("packing", "files") as progress:
+    with occupied(4) as free, counter("packing", "files") as progress:
         threading.Timer(5, free).start()
         progress(0, 3)
         for done, _ in enumerate(parallel_map(str, range(3)), start=1):
@@ -145,7 +135,7 @@ def test_without_a_display_waiting_is_a_line(
     cluster: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
     monkeypatch.setattr(parallel, "QUIET_WAIT_S", 1.0)
-    with busy(4) as free:
+    with occupied(4) as free:
         threading.Timer(3, free).start()
         assert list(parallel_map(str, [1])) == [(1, "1")]
     assert capsys.readouterr().out == "waiting for 1 CPU: 0 of 4 CPUs free, 1 s\n"
