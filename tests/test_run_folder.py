@@ -18,6 +18,7 @@ from lsid_ray.train.run_folder import (
     remove_leftovers,
     saved_checkpoints,
 )
+from lsid_ray.train.run_log import open_log, read_events
 
 SCORES = {3: 20.0, 6: 22.0, 9: 21.0}  # PSNR by step
 
@@ -81,3 +82,11 @@ def test_a_checkpoint_of_an_older_version_counts_if_it_has_all_files(folder: Any
 
 def test_a_run_without_a_folder_has_no_checkpoints(tmp_path: Path) -> None:
     assert saved_checkpoints(tmp_path / "none") == [] and checkpoint_step(tmp_path / "none") == 0
+
+
+def test_a_validation_that_a_killed_driver_has_not_logged_is_taken_from_its_checkpoint(folder: AnyPath) -> None:
+    for _ in range(2):  # the second time it is there
+        with open_log(folder, lambda event: None) as log:
+            log.write({"kind": "start", "step": 9, "total_steps": 12})
+    validations = [event for event in read_events(folder) if event["kind"] == "validation"]
+    assert [(event["step"], event["psnr_db"]) for event in validations] == [(9, 21.0)]

@@ -16,6 +16,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.object_store import RemotePath
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.events import SHOWN_ONLY, Event
+from lsid_ray.train.run_folder import saved_checkpoints
 
 LOG = "metrics.jsonl"
 GAUGES = {  # event fields exported to Prometheus: ray_lsid_samples_per_s{run="..."} at each node's metrics port
@@ -102,10 +103,12 @@ class RunLog:
     def _append(self, event: Event) -> None:
         path = self.local / LOG
         if event["kind"] == "start":
-            if earlier := read_events(self.folder):
-                kept = [json.dumps(one) + "\n" for one in earlier if one["step"] <= event["step"]]
+            kept = [one for one in read_events(self.folder) if one["step"] <= event["step"]]
+            if event["step"]:
+                kept += self._unlogged_validation(kept, event)
+            if kept:
                 with storage.atomic_write(path) as file:
-                    file.write("".join(kept).encode())
+                    file.write("".join(json.dumps(one) + "\n" for one in kept).encode())
             self.tensorboard = None
         line = (json.dumps(event) + "\n").encode()
         with path.open("ab", buffering=0) as file:
@@ -113,6 +116,13 @@ class RunLog:
             if file.write(line) < len(line):
                 file.truncate(size)  # half a line would make the log unreadable
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    def _unlogged_validation(self, logged: list[Event], start: Event) -> list[Event]:
+        """The validation of the checkpoint that a run resumes from, if the driver died before it was logged."""
+        if any(one["kind"] == "validation" and one["step"] == start["step"] for one in logged):
+            return []
+        checkpoints = [one for one in saved_checkpoints(self.folder) if one.step == start["step"]]
+        return [{"kind": "validation", **one.metrics, "seconds": 0.0, "time": start["time"]} for one in checkpoints]
 
     def _show_in_tensorboard(self, event: Event) -> None:
         if self.tensorboard is None:
