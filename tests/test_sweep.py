@@ -130,14 +130,14 @@ def test_asha_stops_weak_trials_and_takes_trials_before_a_restart_into_account(m
 
 def test_a_failed_trial_is_recorded_and_too_many_end_the_sweep(make_definition: MakeDefinition) -> None:
     definition = make_definition(
-        {"optimizer.generator-lr": "choice:10,1e-3"}, trials=4, zero_every=1, max_failed=0.5, seed=1
+        {"optimizer.generator-lr": "choice:1e30,1e-3"}, trials=4, zero_every=1, max_failed=0.5, seed=1
     )
     run_trials(definition)
-    by_rate: dict[float, list[Trial]] = {10: [], 1e-3: []}
+    by_rate: dict[float, list[Trial]] = {1e30: [], 1e-3: []}
     for trial in read_trials(definition):
         by_rate[trial.parameters["optimizer.generator_lr"]].append(trial)
-    assert by_rate[10] and by_rate[1e-3], "both rates were drawn"
-    assert all(trial.state == "failed" and "not finite" in trial.reason for trial in by_rate[10])
+    assert by_rate[1e30] and by_rate[1e-3], "both rates were drawn"
+    assert all(trial.state == "failed" and "not finite" in trial.reason for trial in by_rate[1e30])
     assert all(trial.state in ("finished", "stopped") for trial in by_rate[1e-3])
     with pytest.raises(PartialFailure, match=r"failed, more than --max-failed 0 allows; trial-00\d: .* not finite"):
         run_trials(replace(definition, sweep=replace(definition.sweep, max_failed=0.0)))

@@ -8,7 +8,7 @@ RANGES = (
     ("generator.width discriminator.width", 1, 4096),
     ("generator.depth discriminator.layers", 1, 12),
     ("generator.negative_slope", -1, 1),
-    ("optimizer.generator_lr optimizer.discriminator_lr", 1e-12, 10),
+    ("optimizer.generator_lr optimizer.discriminator_lr", 1e-12, 1e30),
     ("loss.l1_weight", 1e-6, 10**6),
     ("loss.adv_weight", 0, 10**6),
     ("training.flip_probability training.transpose_probability optimizer.ema_decay", 0, 1),
