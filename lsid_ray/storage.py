@@ -149,7 +149,8 @@ def atomic_write(path: AnyPath) -> Iterator[BinaryIO]:
             yield file
         os.replace(partial, path)
     except OSError as error:
-        error.filename = error.filename or str(path)  # a write has no file name
+        if error.errno is not None and error.filename is None:  # of a write, whose error names no file
+            error.filename = str(path)
         raise
     finally:
         partial.unlink(missing_ok=True)

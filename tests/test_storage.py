@@ -1,5 +1,6 @@
 """Local and remote paths behave alike, writes are atomic, and an unreliable store is retried."""
 
+import errno
 import json
 import pickle
 import tempfile
@@ -86,6 +87,21 @@ def test_a_failed_write_leaves_the_previous_content(folder: AnyPath) -> None:
         (partial / "report.html").write_text("half")
         raise RuntimeError
     assert list(storage.list_files(folder)) == ["file"]
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (OSError("write failed"), "write failed"),
+        (OSError(errno.ENOSPC, "No space left on device"), "[Errno 28] No space left on device: '{file}'"),
+        (FileNotFoundError(errno.ENOENT, "No such file", "other"), "[Errno 2] No such file: 'other'"),
+    ],
+)
+def test_a_failed_write_names_its_file_and_keeps_its_message(tmp_path, error: OSError, message: str) -> None:
+    file = tmp_path / "file"
+    with pytest.raises(OSError) as failure, storage.atomic_write(file):
+        raise error
+    assert str(failure.value) == message.format(file=file)
 
 
 def test_a_folder_is_replaced_atomically_and_uploaded_with_its_last_file_at_the_end(folder: AnyPath, request) -> None:
