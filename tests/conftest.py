@@ -3,6 +3,7 @@
 import http.client
 import logging
 import os
+import signal
 import socket
 import subprocess
 import threading
@@ -38,6 +39,7 @@ from lsid_ray.data.batch import Batch
 from lsid_ray.data.preprocess import REFERENCE_MATRIX
 from lsid_ray.synthesis.dataset import Synthesis, synthesize
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 torch.set_num_threads(1)  # such small networks are slower with more threads
 
 

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -113,7 +114,12 @@ def test_a_lock_that_is_cut_holds_nothing(folder: AnyPath) -> None:
         assert json.loads((folder / LOCK).read_text())["pid"] == os.getpid()
 
 
-def test_who_was_suspended_and_lost_the_folder_ends(folder: AnyPath) -> None:
+@pytest.mark.parametrize("ignored", [False, True], ids=["foreground", "nohup"])
+def test_who_was_suspended_and_lost_the_folder_ends(folder: AnyPath, ignored: bool, request) -> None:
+    for kind in (signal.SIGINT, signal.SIGTERM):
+        request.addfinalizer(partial(signal.signal, kind, signal.getsignal(kind)))
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # as `cluster.connect` does
+    signal.signal(signal.SIGINT, signal.SIG_IGN if ignored else signal.default_int_handler)
     message = "was taken over by process 1 on other"
     with pytest.raises(PartialFailure, match=message), locked(folder, print):
         other_machine(folder)

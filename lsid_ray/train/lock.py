@@ -84,7 +84,7 @@ def locked(folder: AnyPath, say: Callable[[str], None]) -> Iterator[None]:
                 holder = _read(path)
                 if holder not in (me, None):
                     taken.set()
-                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)  # also ends a wait for Ray
+                    signal.pthread_kill(threading.main_thread().ident, _interrupt())  # also ends a wait for Ray
                     return
                 _touch(path, me)
             except (OSError, InputError):  # a store that fails or refuses now is asked again
@@ -103,6 +103,12 @@ def locked(folder: AnyPath, say: Callable[[str], None]) -> Iterator[None]:
         thread.join()
         if not taken.is_set():
             path.unlink(missing_ok=True)
+
+
+def _interrupt() -> signal.Signals:
+    """The signal that ends this process as Ctrl-C does: one started with nohup or in the background ignores SIGINT."""
+    ignored = signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    return signal.SIGTERM if ignored else signal.SIGINT  # `cluster.connect` handles SIGTERM like Ctrl-C
 
 
 def _refuse_a_living_holder(path: AnyPath, say: Callable[[str], None]) -> None:
