@@ -51,7 +51,7 @@ def test_a_run_survives_the_loss_of_every_node_but_the_drivers(
     others = [nodes.add("--num-cpus=1") for _ in range(2)]
     run = tmp_path / "runs" / "lost"
     arguments = f"train.py demo --data.root {data_root} --data.shards {tmp_path}/shards --storage {run.parent} {TINY}"
-    arguments += " --name lost --training.epochs 200 --training.validate-every 20 --cluster.num-workers 1"
+    arguments += " --name lost --training.epochs 120 --training.validate-every 12 --cluster.num-workers 1"
     script, *options = arguments.split()
     with (tmp_path / "output").open("w") as output:
         job = subprocess.Popen(
@@ -64,7 +64,7 @@ def test_a_run_survives_the_loss_of_every_node_but_the_drivers(
         nodes.kill(node)
     assert job.wait(240) == 0, text()
     assert "Traceback" not in text() and "report: " in text()
-    assert [event["epoch"] for event in events(run) if event["kind"] == "validation"] == list(range(20, 201, 20))
+    assert [event["epoch"] for event in events(run) if event["kind"] == "validation"] == list(range(12, 121, 12))
 
 
 @pytest.mark.cluster

@@ -240,27 +240,3 @@ def test_the_job_skips_existing_images_and_reports_failures(tmp_path: Path, netw
     assert (tmp_path / "out" / "a.png").stat().st_mtime_ns == mtime_ns
     third = run(network, tmp_path / "in" / "a.dng", "--out", tmp_path / "out", "--overwrite", "--format", "tiff")
     assert third.returncode == 0 and (tmp_path / "out" / "a.tif").exists()
-
-
-@pytest.mark.parametrize(
-    ("arguments", "messages"),
-    [
-        (["none", "a.dng"], "none is not a checkpoint"),
-        (["BEST", "none.dng"], "none.dng: no such file or folder"),
-        (["BEST"], "inputs|no raw file given"),
-        (["BEST", "a.dng", "--ratio", "0.5"], "--ratio is 0.5: expected a number from 1"),
-        (["BEST", "a.dng", "--memory-gb", "0"], "--memory-gb is 0.0: expected more than 0"),
-        (["BEST", "a.dng", "--use-gpu"], "--use-gpu: PyTorch finds no GPU on "),
-    ],
-)
-def test_invalid_options_exit_with_code_2_and_one_line(
-    tmp_path: Path, network: Path, arguments: list[str], messages: str
-):
-    if "--use-gpu" in arguments and torch.cuda.is_available():
-        pytest.skip("this machine has a GPU")
-    write_dark_frame(tmp_path / "a.dng")
-    paths = {"BEST": network, "a.dng": tmp_path / "a.dng"}
-    result = run(*(paths.get(a, a) for a in arguments), "--out", tmp_path / "out", env={**os.environ})
-    assert result.returncode == 2, result.stderr
-    assert len(result.stderr.strip().splitlines()) == 1
-    assert any(message in result.stderr for message in messages.split("|"))

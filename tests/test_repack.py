@@ -242,7 +242,7 @@ def test_a_shard_of_a_raw_file_that_was_changed_back_is_not_reused(cluster: None
     assert content(packed) == before
 
 
-@pytest.mark.parametrize("moment", ["1", "6", "index"])
+@pytest.mark.parametrize("moment", ["6", "index"])
 def test_a_killed_packing_is_completed_by_the_next(
     moment: str, cluster: None, shards: Path, root: Path, tmp_path: Path
 ) -> None:

@@ -268,20 +268,25 @@ def test_packing_in_an_object_store_gives_the_same_shards(
 
 
 @pytest.mark.timeout(600)
-def test_a_run_and_a_sweep_in_an_object_store(
-    remote_root: str, cluster: None, shards: Path, store: Store, experiment: Callable[..., Experiment]
-) -> None:
-    remote = f"{REMOTE}/shards"
+@pytest.fixture
+def remote_shards(shards: Path, store: Store) -> str:
+    """The session's shards, copied into the object store."""
     for name in storage.list_files(shards):
-        storage.copy_file(shards / name, to_path(remote) / name)
-    local_experiment = experiment("run", training={"epochs": 3}, cluster={"num_workers": 1})
+        storage.copy_file(shards / name, to_path(f"{REMOTE}/shards") / name)
+    return f"{REMOTE}/shards"
+
+
+def test_a_run_in_an_object_store_equals_a_local_one(
+    remote_root: str, remote_shards: str, shards: Path, experiment: Callable[..., Experiment]
+) -> None:
+    local_experiment = experiment("run", cluster={"num_workers": 1})
     e = replace(
         local_experiment,
         storage=f"{REMOTE}/runs",
         cluster=replace(local_experiment.cluster, cache_gb=0.1),
     )
-    train(e, remote, until_epoch=1)
-    run = train(e, remote)
+    train(e, remote_shards, until_epoch=1)
+    run = train(e, remote_shards)
     events = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["kind"] == "start"] == [0, 3]
     psnr = [event["psnr_db"] for event in events if event["kind"] == "validation"]
@@ -290,26 +295,21 @@ def test_a_run_and_a_sweep_in_an_object_store(
     assert psnr == pytest.approx([event["psnr_db"] for event in lines if event["kind"] == "validation"], abs=1e-4)
     assert any("tensorboard/" in name for name in storage.list_files(run.folder))
 
-    done = evaluate(run.best, remote, "test", f"{REMOTE}/report")
+    done = evaluate(run.best, remote_shards, "test", f"{REMOTE}/report")
     assert str(done.report) == f"{REMOTE}/report/report.html" and done.report.exists()
     work = plan_files([to_path(f"{remote_root}/short")], to_path(f"{REMOTE}/enhanced"), ".jpg", overwrite=False)
     assert len(work.todo) == 10
     results = list(enhance_files(run.best, work.todo[:2], Amplification(ratio=100.0)))
     assert [result.error for result in results] == ["", ""] and all(result.target.exists() for result in results)
-    assert (
-        len(
-            plan_files(
-                [to_path(f"{remote_root}/short")], to_path(f"{REMOTE}/enhanced"), ".jpg", overwrite=False
-            ).existing
-        )
-        == 2
-    )
+    work = plan_files([to_path(f"{remote_root}/short")], to_path(f"{REMOTE}/enhanced"), ".jpg", overwrite=False)
+    assert len(work.existing) == 2
 
-    space = read_space({}, e)
-    sweep = replace(e, name="sweep", training=replace(e.training, epochs=2))
-    definition = SweepDefinition(
-        to_path(e.storage) / "sweep", sweep, space, SweepConfig(trials=1, trial_epochs=1, train_best=True), remote
-    )
+
+@pytest.mark.slow
+def test_a_sweep_in_an_object_store(remote_shards: str, cluster: None, experiment: Callable[..., Experiment]) -> None:
+    e = replace(experiment("sweep", cluster={"num_workers": 1}), storage=f"{REMOTE}/runs")
+    budget = SweepConfig(trials=1, trial_epochs=1, train_best=True)
+    definition = SweepDefinition(to_path(e.storage) / "sweep", e, read_space({}, e), budget, remote_shards)
     claim_sweep(definition)
     run_trials(definition)
     assert [trial.state for trial in read_trials(definition)] == ["finished"]

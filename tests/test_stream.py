@@ -147,7 +147,7 @@ def test_a_damaged_shard_ends_the_stream_with_one_line_that_names_it(shards: Pat
     victim, other = sorted((copy / "short").glob("0*"))[:2]
     content = victim.read_bytes()
     exchanged = (lambda _: other.read_bytes(), r"(has \d+ bytes|its content is not what the index says).*")
-    for damage, reason in [*DAMAGE, exchanged]:
+    for damage, reason in [DAMAGE[0], exchanged]:  # the others: test_shard.py
         victim.unlink(missing_ok=True)
         if (damaged := damage(content)) is not None:
             victim.write_bytes(damaged)
@@ -165,12 +165,11 @@ def test_a_store_that_fails_ends_the_stream_with_one_line(opened: Shards) -> Non
     assert error_of(failing) == (OSError, "s3://bucket/short/x.parquet: does not answer")
 
 
-@pytest.mark.parametrize("split", [0, 2])
 def test_a_damaged_shard_ends_a_run_with_one_line_that_names_it(
-    split: int, shards: Path, experiment: Callable[..., Experiment], tmp_path: Path
+    shards: Path, experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:
     copy = shutil.copytree(shards, tmp_path / "copy")
-    victim = next((copy / "long").glob(f"{split}*"))
+    victim = next((copy / "long").glob("2*"))  # of validation, which all read
     victim.write_bytes(flipped(victim.read_bytes()))
     with pytest.raises(InputError) as caught:
         train(experiment("damaged", cluster={"num_workers": 1}), str(copy))

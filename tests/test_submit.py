@@ -98,7 +98,7 @@ def test_a_stopped_run_resumes_from_its_checkpoint_and_feeding_nodes_read_for_it
 ) -> None:
     run = tmp_path / "runs" / "stopped"
     job = f"python jobs/train.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name stopped {TINY}"
-    job += " --training.epochs 240 --training.validate-every 40 --cluster.readers-on feeding"
+    job += " --training.epochs 160 --training.validate-every 20 --cluster.readers-on feeding"
     done = cluster.submit("--no-wait", "--submission-id", "first", "--", *job.split())
     assert done.returncode == 0, done.stderr
     assert until(lambda: checkpoint_step(run) > 0, 200), cluster.ray("job", "logs", "first").stdout
@@ -112,7 +112,7 @@ def test_a_stopped_run_resumes_from_its_checkpoint_and_feeding_nodes_read_for_it
     assert "was stopped" in cluster.ray("job", "status", "first").stdout
     assert "interrupted" in cluster.ray("job", "logs", "first").stdout
     step = checkpoint_step(run)
-    assert 0 < step < 700
+    assert 0 < step < 480
 
     def remaining_actors() -> set[str]:
         return {actor["class_name"] for actor in cluster.actors()} - RAY_DATA_ACTORS
@@ -124,17 +124,13 @@ def test_a_stopped_run_resumes_from_its_checkpoint_and_feeding_nodes_read_for_it
     starts = [e["step"] for e in map(json.loads, (run / "metrics.jsonl").open()) if e["kind"] == "start"]
     assert starts == [0, step] and "report: " in done.stdout
 
-    shards = f"{data_root}-shards"
-    for job, last in (
-        (f"pack.py verify {shards}", "15 shards"),
-        (f"evaluate.py {run}/best --shards {shards} --split validation --out {tmp_path}/report", "report: "),
-        (f"enhance.py {run}/best {data_root}/short --out {tmp_path}/enhanced --ratio 100 --format jpeg", "10/10"),
-    ):
-        done = cluster.submit("--", "python", *f"jobs/{job}".split())
-        assert done.returncode == 0 and last in done.stdout, done.stdout + done.stderr
+    job = f"jobs/enhance.py {run}/best {data_root}/short --out {tmp_path}/enhanced --ratio 100 --format jpeg"
+    done = cluster.submit("--", "python", *job.split())
+    assert done.returncode == 0 and "10/10" in done.stdout, done.stdout + done.stderr
     assert len(list((tmp_path / "enhanced").iterdir())) == 10
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_a_sweep_survives_the_loss_of_the_training_node(cluster: Cluster, data_root: Path, tmp_path: Path) -> None:
     job = f"python jobs/tune.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name lost {TINY}"
@@ -162,6 +158,7 @@ def test_a_sweep_survives_the_loss_of_the_training_node(cluster: Cluster, data_r
             assert max(starts) > 0, "it resumed from a checkpoint"
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_autoscaled_cluster_grows_from_nothing_and_shrinks_again(
     data_root: Path, tmp_path_factory: pytest.TempPathFactory

@@ -54,14 +54,14 @@ def start_steps(trial: Trial) -> list[int]:
 
 
 def test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation(make_definition: MakeDefinition) -> None:
-    definition = make_definition(trials=4, zero_every=2, finalists=2)
+    definition = make_definition(trials=3, zero_every=2, finalists=2)
     snapshots: list[list[Trial]] = []
     run_trials(definition, snapshots.append)
     trials = read_trials(definition)
-    assert [trial.number for trial in trials] == [0, 1, 2, 3]
+    assert [trial.number for trial in trials] == [0, 1, 2]
     assert {trial.state for trial in trials} <= {"finished", "stopped"} and trials[0].state == "finished"
-    assert [trial.parameters["loss.adv_weight"] == 0 for trial in trials] == [True, False, True, False]
-    assert len({trial.parameters["optimizer.generator_lr"] for trial in trials}) == 4
+    assert [trial.parameters["loss.adv_weight"] == 0 for trial in trials] == [True, False, True]
+    assert len({trial.parameters["optimizer.generator_lr"] for trial in trials}) == 3
     for trial in trials:
         assert trial.best_validation and 0 < trial.overhead_s < 120 and trial.busy_s > 0
         trial_experiment = from_json((trial.folder / "experiment.json").read_text(), "")
@@ -69,7 +69,7 @@ def test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation(make_definit
     running = [sum(trial.state == "running" for trial in snapshot) for snapshot in snapshots]
     assert max(running) <= 2, "no more trials at once than the cluster's four CPUs hold"
     table = trial_table(definition, trials)
-    assert table[0].startswith("4 trials: ") and len(table) == 6 and "adv-weight" in table[1]
+    assert table[0].startswith("3 trials: ") and len(table) == 5 and "adv-weight" in table[1]
 
     steps_before = [start_steps(trial) for trial in trials]
     result = compare_best(definition)
@@ -83,8 +83,8 @@ def test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation(make_definit
     assert {Path(image).parent.as_posix() for image in images} == {"plots", "best/images", "ablation/images"}
     assert len(images) == 3 + 4 and all((report.parent / image).exists() for image in images)
     summary = json.loads((definition.folder / "sweep.json").read_text())
-    assert len(summary["trials"]) == 4 and summary["best"] == best.name
-    assert len((definition.folder / "trials.csv").read_text().splitlines()) == 5
+    assert len(summary["trials"]) == 3 and summary["best"] == best.name
+    assert len((definition.folder / "trials.csv").read_text().splitlines()) == 4
     best_experiment = from_json((definition.folder / "best.json").read_text(), "best.json")
     assert best_experiment.optimizer.generator_lr == best.parameters["optimizer.generator_lr"]
     assert best_experiment.storage == definition.experiment.storage
@@ -93,7 +93,7 @@ def test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation(make_definit
     run_trials(definition)
     for trial, before in zip(read_trials(definition), steps_before, strict=True):
         assert start_steps(trial)[: len(before)] == before
-    assert len(read_trials(definition)) == 4, "a finished sweep starts no further trial"
+    assert len(read_trials(definition)) == 3, "a finished sweep starts no further trial"
 
 
 def test_asha_stops_weak_trials_and_takes_trials_before_a_restart_into_account(make_definition: MakeDefinition) -> None:
@@ -130,7 +130,7 @@ def test_asha_stops_weak_trials_and_takes_trials_before_a_restart_into_account(m
 
 def test_a_failed_trial_is_recorded_and_too_many_end_the_sweep(make_definition: MakeDefinition) -> None:
     definition = make_definition(
-        {"optimizer.generator-lr": "choice:1e30,1e-3"}, trials=4, zero_every=1, max_failed=0.5, seed=1
+        {"optimizer.generator-lr": "choice:1e30,1e-3"}, trials=2, zero_every=1, max_failed=0.5, seed=1
     )
     run_trials(definition)
     by_rate: dict[float, list[Trial]] = {1e30: [], 1e-3: []}
@@ -188,6 +188,7 @@ def test_a_trial_larger_than_the_cluster_is_rejected_immediately(make_definition
     assert time.monotonic() - start < 30
 
 
+@pytest.mark.slow
 def test_a_killed_sweep_resumes_and_repeats_no_validation(make_definition: MakeDefinition, tmp_path: Path) -> None:
     definition = make_definition(training={"epochs": 30, "validate_every": 3}, trials=2, scheduler="none")
     script, log = tmp_path / "sweep.py", tmp_path / "output"
