@@ -267,7 +267,6 @@ def test_packing_in_an_object_store_gives_the_same_shards(
     assert to_path(f"{REMOTE}/sheet.png").read_bytes()[1:4] == b"PNG"
 
 
-@pytest.mark.timeout(600)
 @pytest.fixture
 def remote_shards(shards: Path, store: Store) -> str:
     """The session's shards, copied into the object store."""
@@ -276,6 +275,7 @@ def remote_shards(shards: Path, store: Store) -> str:
     return f"{REMOTE}/shards"
 
 
+@pytest.mark.timeout(600)
 def test_a_run_in_an_object_store_equals_a_local_one(
     remote_root: str, remote_shards: str, shards: Path, experiment: Callable[..., Experiment]
 ) -> None:

@@ -90,8 +90,7 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
 def test_neither_a_stop_at_an_epoch_nor_the_number_of_workers_changes_the_result(
     shards: Path, experiment: MakeExperiment
 ) -> None:
-    # Hinge loss and L1 are means over samples; the relativistic loss compares with the worker's local batch.
-    e = experiment("halves", training={"epochs": 4}, loss={"adversarial": "hinge"})
+    e = experiment("halves", training={"epochs": 4})
     first = train(e, str(shards), until_epoch=2)
     assert (
         checkpoint_step(first.folder) == 6

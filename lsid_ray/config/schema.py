@@ -96,7 +96,8 @@ class TrainingConfig:
     epochs: int = 500
     """Passes over the training pairs."""
     batch_size: int = 16
-    """Samples per step over all workers: each step sees the same samples on any number of them."""
+    """Samples per step over all workers: any number of them sees the same samples and computes the same gradients,
+    except with BatchNorm (thesia), whose statistics are of each worker's own samples."""
     crop: int = 512
     """Side of a training crop in packed pixels (half the sensor's)."""
     crops_per_pair: int = 1

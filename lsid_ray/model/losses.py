@@ -1,8 +1,12 @@
 """Pixel and adversarial losses: functions of images or logits that return a scalar.
 
-`real` and `fake` are the discriminator's logits, (B, 1, h, w) or any other shape, the same for both.
+`real` and `fake` are the discriminator's logits, (B, 1, h, w) or any other shape, the same for both. `mean` averages
+all logits of one kind for the relativistic loss: with several workers, over the batches of all of them.
 """
 
+from collections.abc import Callable
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -14,7 +18,7 @@ def l1(image: Tensor, target: Tensor) -> Tensor:
     return F.l1_loss(image, target)
 
 
-def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
+def discriminator_loss(kind: str, real: Tensor, fake: Tensor, mean: Callable[[Tensor], Tensor] = torch.mean) -> Tensor:
     """The discriminator's loss.
 
     bce: pix2pix (arXiv 1611.07004), halved as in the paper. hinge: arXiv 1705.02894, eq. 3. relativistic: the
@@ -23,17 +27,19 @@ def discriminator_loss(kind: str, real: Tensor, fake: Tensor) -> Tensor:
     if kind == "hinge":
         return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
     if kind == "relativistic":
-        real, fake = real - fake.mean(), fake - real.mean()
+        real, fake = real - mean(fake), fake - mean(real)
     return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
 
 
-def generator_loss(kind: str, real: Tensor | None, fake: Tensor) -> Tensor:
+def generator_loss(
+    kind: str, real: Tensor | None, fake: Tensor, mean: Callable[[Tensor], Tensor] = torch.mean
+) -> Tensor:
     """The adversarial part of the generator's loss, unweighted; only "relativistic" uses `real`."""
     if kind == "hinge":
         return -fake.mean()
     if kind == "relativistic":
         assert real is not None
-        real, fake = real - fake.mean(), fake - real.mean()
+        real, fake = real - mean(fake), fake - mean(real)
         return (F.softplus(real).mean() + F.softplus(-fake).mean()) / 2
     return F.softplus(-fake).mean()
 

@@ -106,9 +106,8 @@ class RunLog:
             kept = [one for one in read_events(self.folder) if one["step"] <= event["step"]]
             if event["step"]:
                 kept += self._unlogged_validation(kept, event)
-            if kept:
-                with storage.atomic_write(path) as file:
-                    file.write("".join(json.dumps(one) + "\n" for one in kept).encode())
+            with storage.atomic_write(path) as file:
+                file.write("".join(json.dumps(one) + "\n" for one in kept).encode())
             self.tensorboard = None
         line = (json.dumps(event) + "\n").encode()
         with path.open("ab", buffering=0) as file:

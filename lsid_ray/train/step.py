@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.nn.functional import all_reduce
 
 from lsid_ray.config.schema import Experiment
 from lsid_ray.data.batch import Batch
@@ -101,7 +103,7 @@ class GanStep:
                 fake = self.wrapped_discriminator(planes, image)
             else:
                 real, fake = self.wrapped_discriminator(planes.repeat(2, 1, 1, 1), torch.cat([target, image])).chunk(2)
-        loss = discriminator_loss(self.experiment.loss.adversarial, real.float(), fake.float())
+        loss = discriminator_loss(self.experiment.loss.adversarial, real.float(), fake.float(), mean_over_workers)
         self._update(self.optimizer_d, loss, self.experiment.optimizer.discriminator_lr * factor)
         return loss
 
@@ -115,7 +117,7 @@ class GanStep:
                 with torch.no_grad():
                     real = self.discriminator(planes, target).float()
             fake = self.discriminator(planes, image).float()
-        return generator_loss(kind, real, fake)
+        return generator_loss(kind, real, fake, mean_over_workers)
 
     @staticmethod
     def _update(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
@@ -167,3 +169,11 @@ class GanStep:
         if self.discriminator is not None:
             self.discriminator.load_state_dict(state["discriminator"])
             self.optimizer_d.load_state_dict(state["optimizer_d"])
+
+
+def mean_over_workers(values: Tensor) -> Tensor:
+    """Mean over the batches of all workers, which are of one size, with the gradients of all their losses."""
+    mean = values.mean()
+    if not dist.is_initialized():
+        return mean
+    return all_reduce(mean) / dist.get_world_size()  # its backward pass sums the gradients of all workers
