@@ -2,8 +2,9 @@
 
 import functools
 import os
+import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -146,6 +147,17 @@ DAMAGE: list[tuple[Callable[[bytes], bytes | None], str]] = [
     (lambda content: b"", r"has 0 bytes, expected \d+"),
     (lambda content: None, "is missing"),
 ]
+
+
+def messages_of_damage(victim: Path, other: Path, kinds: slice = slice(None)) -> Iterator[re.Pattern]:
+    """Damage a shard in each way, at last by another in its place; yields what an error then says, and repairs it."""
+    content, exchanged = victim.read_bytes(), r"(has \d+ bytes|its content is not what the index says).*"
+    for damage, reason in [*DAMAGE[kinds], (lambda _: other.read_bytes(), exchanged)]:
+        victim.unlink(missing_ok=True)
+        if (damaged := damage(content)) is not None:
+            victim.write_bytes(damaged)
+        yield re.compile(rf"{re.escape(str(victim))}: {reason}: restore it with jobs/pack\.py repair")
+    victim.write_bytes(content)
 
 
 @pytest.mark.parametrize("damage, reason", DAMAGE, ids=["flipped", "zeroed", "truncated", "empty", "deleted"])

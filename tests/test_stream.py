@@ -2,7 +2,6 @@
 
 import dataclasses
 import errno
-import re
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import ray
 from ray.data import Dataset
-from test_shard import DAMAGE, flipped
+from test_shard import flipped, messages_of_damage
 
 from lsid_ray.config.schema import Experiment, TrainingConfig
 from lsid_ray.data import stream
@@ -145,15 +144,9 @@ def error_of(shards: Shards) -> tuple[type, str]:
 def test_a_damaged_shard_ends_the_stream_with_one_line_that_names_it(shards: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(shards, tmp_path / "copy")
     victim, other = sorted((copy / "short").glob("0*"))[:2]
-    content = victim.read_bytes()
-    exchanged = (lambda _: other.read_bytes(), r"(has \d+ bytes|its content is not what the index says).*")
-    for damage, reason in [DAMAGE[0], exchanged]:  # the others: test_shard.py
-        victim.unlink(missing_ok=True)
-        if (damaged := damage(content)) is not None:
-            victim.write_bytes(damaged)
+    for expected in messages_of_damage(victim, other, slice(1)):
         kind, message = error_of(open_shards(copy, ["train"]))
-        assert kind is InputError
-        assert re.fullmatch(rf"{re.escape(str(victim))}: {reason}: restore it with jobs/pack\.py repair", message)
+        assert kind is InputError and expected.fullmatch(message)
 
 
 def test_a_store_that_fails_ends_the_stream_with_one_line(opened: Shards) -> None:
