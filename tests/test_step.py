@@ -257,6 +257,29 @@ def test_gradients_of_half_batches_average_to_those_of_the_full_batch(make_batch
         torch.testing.assert_close((first + second) / 2, whole, rtol=1e-4, atol=1e-6)
 
 
+def test_long_gradients_are_clipped_and_their_norms_returned(make_batch: MakeBatch):
+    def norms(clip_norm: float) -> tuple[dict[str, float], list[float]]:
+        experiment = replace(with_loss(warmup_steps=1), training=replace(BASE.training, clip_norm=clip_norm))
+        step = GanStep(experiment, 10, CPU)
+        assert step(make_batch()).get("discriminator_gradient_norm", 0.0) == 0, "the warm-up"
+        losses = {name: loss.item() for name, loss in step(make_batch(seed=1)).items()}
+        networks = (step.generator, step.discriminator)
+        return losses, [
+            math.sqrt(sum(p.grad.double().square().sum().item() for p in network.parameters() if p.grad is not None))
+            for network in networks
+        ]
+
+    losses, (generator, discriminator) = norms(0.0)
+    assert "gradient_norm" not in losses
+    wide, applied = norms(1e6)
+    assert wide["gradient_norm"] == pytest.approx(generator, rel=1e-5)
+    assert wide["discriminator_gradient_norm"] == pytest.approx(discriminator, rel=1e-5)
+    assert {name: wide[name] for name in losses} == losses and applied == pytest.approx([generator, discriminator])
+    narrow, applied = norms(1e-4)
+    assert min(generator, discriminator) > 1e-4 < narrow["gradient_norm"]
+    assert applied == pytest.approx([1e-4, 1e-4], rel=0.02)
+
+
 def gradients_of_a_worker(rank: int, part: Path, world_size: int, experiments: list[Experiment]) -> None:
     """Save the gradients of one step on this worker's share of the batch in `part`, for each experiment."""
     if world_size > 1:

@@ -10,7 +10,7 @@ RANGES = (
     ("generator.negative_slope", -1, 1),
     ("optimizer.generator_lr optimizer.discriminator_lr", 1e-12, 1e30),
     ("loss.l1_weight", 1e-6, 10**6),
-    ("loss.adv_weight", 0, 10**6),
+    ("loss.adv_weight training.clip_norm", 0, 10**6),
     ("training.flip_probability training.transpose_probability optimizer.ema_decay", 0, 1),
     ("training.epochs training.batch_size training.validate_every", 1, 10**6),
     ("training.crop", 1, 2**16),

@@ -108,6 +108,9 @@ class TrainingConfig:
     """Probability of each of the two flips."""
     transpose_probability: float = 0.5
     """Probability of a transpose."""
+    clip_norm: float = 0.0
+    """Largest norm of the gradient of either network: a longer one is scaled down to it. The norms before that are
+    logged as gradient_norm and, of the discriminator, discriminator_gradient_norm. 0: no limit."""
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Autocast on CUDA. CPUs always train in float32."""
     validate_every: int = 10

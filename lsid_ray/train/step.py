@@ -64,7 +64,8 @@ class GanStep:
         """Update the networks on this worker's share of a batch.
 
         Returns this worker's losses as detached scalars on the device: "l1" and, with a discriminator, "adversarial"
-        (unweighted) and "discriminator", which are 0 during the warm-up.
+        (unweighted) and "discriminator", which are 0 during the warm-up. With `training.clip_norm` also the norms of
+        the gradients: "gradient_norm" and, with a discriminator, "discriminator_gradient_norm".
         """
         e = self.experiment
         planes, target = training_pair(batch, e.generator)
@@ -79,12 +80,13 @@ class GanStep:
         losses = {"l1": l1(image, target)}
         total = e.loss.l1_weight * losses["l1"]
         if self.discriminator is not None:
-            losses["adversarial"] = losses["discriminator"] = torch.zeros((), device=self.device)
+            norms = ["discriminator_gradient_norm"] if e.training.clip_norm else []
+            losses |= dict.fromkeys(["adversarial", "discriminator", *norms], torch.zeros((), device=self.device))
             if weight > 0:
-                losses["discriminator"] = self._update_discriminator(planes, target, image.detach(), factor)
+                losses |= self._update_discriminator(planes, target, image.detach(), factor)
                 losses["adversarial"] = self._adversarial(planes, target, image)
                 total = total + weight * losses["adversarial"]
-        self._update(self.optimizer_g, total, e.optimizer.generator_lr * factor)
+        losses |= self._update(self.optimizer_g, total, e.optimizer.generator_lr * factor, "gradient_norm")
         if self.average is not None:
             self._update_average(e.optimizer.ema_decay)
         self.step += 1
@@ -94,7 +96,7 @@ class GanStep:
         bf16 = self.device.type == "cuda" and self.experiment.training.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-    def _update_discriminator(self, planes: Tensor, target: Tensor, image: Tensor, factor: float) -> Tensor:
+    def _update_discriminator(self, planes: Tensor, target: Tensor, image: Tensor, factor: float) -> dict[str, Tensor]:
         assert self.discriminator is not None
         self.discriminator.train().requires_grad_(True)
         with self._autocast():
@@ -104,8 +106,10 @@ class GanStep:
             else:
                 real, fake = self.wrapped_discriminator(planes.repeat(2, 1, 1, 1), torch.cat([target, image])).chunk(2)
         loss = discriminator_loss(self.experiment.loss.adversarial, real.float(), fake.float(), mean_over_workers)
-        self._update(self.optimizer_d, loss, self.experiment.optimizer.discriminator_lr * factor)
-        return loss
+        learning_rate = self.experiment.optimizer.discriminator_lr * factor
+        return {"discriminator": loss} | self._update(
+            self.optimizer_d, loss, learning_rate, "discriminator_gradient_norm"
+        )
 
     def _adversarial(self, planes: Tensor, target: Tensor, image: Tensor) -> Tensor:
         """The adversarial loss. Bypasses the DDP wrapper, as the discriminator's weights need no gradient here."""
@@ -119,13 +123,19 @@ class GanStep:
             fake = self.discriminator(planes, image).float()
         return generator_loss(kind, real, fake, mean_over_workers)
 
-    @staticmethod
-    def _update(optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float) -> None:
+    def _update(
+        self, optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float, norm_name: str
+    ) -> dict[str, Tensor]:
+        """Take a step of Adam; returns the norm of the gradient before it was clipped, under its name, if it was."""
         for group in optimizer.param_groups:
             group["lr"] = learning_rate
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
+        norms, limit = {}, self.experiment.training.clip_norm
+        if limit:  # of the mean gradient of all workers: DDP has averaged it
+            norms[norm_name] = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], limit)
         optimizer.step()
+        return norms
 
     def _learning_rate_factor(self) -> float:
         progress = self.step / max(self.total_steps, 1)
