@@ -23,6 +23,7 @@ from lsid_ray.sweep.report import trial_table, write_sweep_report
 from lsid_ray.sweep.space import read_space
 from lsid_ray.sweep.trials import SweepDefinition, claim_sweep
 from lsid_ray.sweep.tuner import run_trials
+from lsid_ray.train.initial_weights import with_absolute_init
 from lsid_ray.train.lock import locked
 from lsid_ray.train.prepare import prepare
 
@@ -30,7 +31,7 @@ from lsid_ray.train.prepare import prepare
 def main() -> None:
     """Parse the command line and run the sweep."""
     command, search = parse_sweep(__doc__)
-    experiment, sweep = command.experiment, command.sweep
+    experiment, sweep = with_absolute_init(command.experiment), command.sweep
     check_experiment(experiment)
     check_sweep(sweep, experiment)
     space = read_space(search, experiment)

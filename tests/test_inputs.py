@@ -149,6 +149,7 @@ def test_a_full_disk_is_refused(option: str, refused: Refused, full_disk: Path) 
         ("train.py demo --data.root {}", "{}: no such folder"),
         ("train.py demo --data.root= --data.shards {}", "{}"),
         ("train.py --experiment {}", "--experiment {}"),
+        ("train.py demo --data.root set --storage here --init {}", "--init {}"),
         ("evaluate.py {} --shards empty", "{}"),
         ("evaluate.py best --shards {}", "{}"),
         (f"enhance.py {{}} {RAW} --out here", "{}"),

@@ -76,6 +76,12 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
     assert again.metrics == run.metrics and checkpoint_step(run.folder) == seen[-1]["step"]
     assert [event["kind"] for event in events(run.folder)][-1] == "start", "a finished run does not train"
 
+    frozen = replace(e, name="initialized", init=str(run.folder), training=replace(e.training, epochs=1))
+    frozen = replace(frozen, optimizer=replace(e.optimizer, generator_lr=1e-12, discriminator_lr=1e-12))
+    initialized = train(frozen, str(shards), on_event=seen.append)
+    torch.testing.assert_close(weights(initialized.best), weights(run.best))
+    assert any(event["kind"] == "warning" and "took the generator and the disc" in event["message"] for event in seen)
+
     with pytest.raises(InputError, match=r"another experiment \(loss.adv_weight is 0.01 there, 0.5 here\)"):
         train(replace(e, loss=replace(e.loss, adv_weight=0.5)), str(shards))
 

@@ -155,6 +155,9 @@ class Experiment:
     """Name of the run. Running the same name again resumes from its last checkpoint."""
     storage: str = "runs"
     """Folder of the runs, reachable from every node, or s3://BUCKET/NAME, gs://BUCKET/NAME."""
+    init: str = ""
+    """Checkpoint to take the first weights from: the folder of a run, its best/, or a copy of that. All of the
+    generator that fits is taken, and the discriminator if it fits; the optimizers start anew. Empty: random weights."""
     data: DataConfig = field(default_factory=DataConfig)
     generator: GeneratorConfig = field(default_factory=GeneratorConfig)
     discriminator: DiscriminatorConfig = field(default_factory=DiscriminatorConfig)

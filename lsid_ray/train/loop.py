@@ -19,6 +19,7 @@ from lsid_ray.data.stream import check_order, local_batches
 from lsid_ray.evaluate.score import validate
 from lsid_ray.model.checkpoint import load_training_state
 from lsid_ray.train.heartbeat import SAVING, TRAINING, VALIDATING, WAITING_FOR_DATA, Heartbeat
+from lsid_ray.train.initial_weights import read_initial_weights
 from lsid_ray.train.run_folder import saved_checkpoints
 from lsid_ray.train.saver import Saver
 from lsid_ray.train.step import GanStep
@@ -27,7 +28,7 @@ LOG_SECONDS = 1.0  # between "train" events
 
 
 def training_loop(options: dict[str, Any]) -> None:
-    """Train from the latest checkpoint, or from the start, to `stop_step`.
+    """Train from the latest checkpoint, or from the initial weights, to `stop_step`.
 
     options: "experiment" (JSON), "shards" (folder), "folder" (of the run), "events" (handle of the
     `train.events.EventBuffer` to which rank 0 writes), and "stop_step" (where this call ends, while all schedules
@@ -61,6 +62,9 @@ def training_loop(options: dict[str, Any]) -> None:
         dist.broadcast_object_list(latest, src=0)
     for checkpoint in latest[0]:
         gan_step.load_state_dict(load_training_state(checkpoint.folder))
+    if experiment.init and not latest[0]:
+        initial = read_initial_weights(experiment)
+        gan_step.start_from(initial.generator, initial.discriminator)
     if rank == 0:
         events.put.remote({"kind": "start", "step": gan_step.step, "total_steps": schedule.total_steps})
 

@@ -10,6 +10,8 @@ from lsid_ray.data.catalog import read_catalog
 from lsid_ray.data.index import INDEX, read_index
 from lsid_ray.data.pack import Progress, default_shards, pack_dataset
 from lsid_ray.synthesis.dataset import Synthesis, synthesize
+from lsid_ray.train.initial_weights import read_initial_weights
+from lsid_ray.train.run_folder import checkpoint_step
 
 Failures = tuple[tuple[str, str], ...]
 
@@ -23,11 +25,14 @@ def prepare(
 
     log: prints a line. packing: opens the progress display. Returns the folder of the shards, and the raw files that
     were left out, each with the reason.
-    Raises: InputError before any process starts if the data set is not usable or a folder not writable, and before
-    packing if the cluster cannot hold the experiment's workers.
+    Raises: InputError before any process starts if the data set or `init` is not usable or a folder not writable, and
+    before packing if the cluster cannot hold the experiment's workers.
     """
     data = experiment.data
-    storage.check_writable(storage.to_path(experiment.storage) / experiment.name, "--storage")
+    folder = storage.to_path(experiment.storage) / experiment.name
+    storage.check_writable(folder, "--storage")
+    if experiment.init and not checkpoint_step(folder):
+        read_initial_weights(experiment)
     if data.root == EMBEDDED_ROOT and not storage.to_path(data.root).exists():
         storage.check_writable(storage.to_path(data.root), "--data.root")
         result = synthesize(Synthesis(data.root))

@@ -156,6 +156,14 @@ class GanStep:
         for average, value in zip(self.average.buffers(), self.generator.buffers(), strict=True):
             average.copy_(value)
 
+    def start_from(self, generator: dict[str, Tensor], discriminator: dict[str, Tensor]) -> None:
+        """Replace the initial weights by those of state dicts, which may lack some; its moving average starts there."""
+        for network in (self.generator, self.average):
+            if network is not None:
+                network.load_state_dict(generator, strict=False)
+        if self.discriminator is not None:
+            self.discriminator.load_state_dict(discriminator, strict=False)
+
     def state_dict(self) -> dict[str, Any]:
         """Everything that the next step depends on."""
         state: dict[str, Any] = {

@@ -26,6 +26,7 @@ from lsid_ray.storage import AnyPath
 from lsid_ray.train.events import Event, start_buffer
 from lsid_ray.train.failures import cause_of, describe, is_deterministic
 from lsid_ray.train.gloo import GlooTorchConfig
+from lsid_ray.train.initial_weights import read_initial_weights, with_absolute_init
 from lsid_ray.train.lock import locked
 from lsid_ray.train.loop import training_loop
 from lsid_ray.train.monitor import Monitor
@@ -79,6 +80,9 @@ def train(
     folder = storage.to_path(experiment.storage).resolve() / experiment.name
     with locked(folder, lambda line: on_event({"kind": "warning", "message": line})):
         claim_run(folder, experiment, data_digest)
+        experiment = with_absolute_init(experiment)
+        if experiment.init and not checkpoint_step(folder):
+            on_event({"kind": "warning", "message": read_initial_weights(experiment).description})
         (folder / STOP).unlink(missing_ok=True)
         with open_log(folder, on_event) as log:
             epochs = min(until_epoch or experiment.training.epochs, experiment.training.epochs)
