@@ -7,13 +7,16 @@ from pathlib import Path
 import pytest
 
 from lsid_ray import storage
-from lsid_ray.config.schema import GeneratorConfig
+from lsid_ray.config.schema import Experiment, GeneratorConfig
+from lsid_ray.config.serialization import from_json, to_json
+from lsid_ray.errors import InputError
 from lsid_ray.model.checkpoint import METRICS, TRAINING_STATE, WEIGHTS, load_generator, save_checkpoint
 from lsid_ray.model.generator import Generator
 from lsid_ray.storage import AnyPath, to_path
 from lsid_ray.train.run_folder import (
     checkpoint_name,
     checkpoint_step,
+    claim_run,
     copy_best,
     remove_leftovers,
     saved_checkpoints,
@@ -90,3 +93,26 @@ def test_a_validation_that_a_killed_driver_has_not_logged_is_taken_from_its_chec
             log.write({"kind": "start", "step": 9, "total_steps": 12})
     validations = [event for event in read_events(folder) if event["kind"] == "validation"]
     assert [(event["step"], event["psnr_db"]) for event in validations] == [(9, 21.0)]
+
+
+def test_only_epochs_may_be_added_to_a_run_and_only_with_a_constant_learning_rate(tmp_path: Path, experiment) -> None:
+    def longer(e: Experiment, epochs: int) -> Experiment:
+        return replace(e, training=replace(e.training, epochs=epochs))
+
+    for schedule in ("constant", "cosine", "drop"):
+        folder = tmp_path / schedule
+        e = experiment(optimizer={"schedule": schedule}, training={"epochs": 4})
+        claim_run(folder, e, "digest")
+        if schedule == "constant":
+            claim_run(folder, longer(e, 6), "digest")
+            assert from_json((folder / "experiment.json").read_text(), "") == longer(e, 6)
+            e = longer(e, 6)
+            with pytest.raises(InputError, match="was trained on other data"):
+                claim_run(folder, longer(e, 8), "other")
+        for epochs in (3, *([] if schedule == "constant" else [8])):
+            message = rf"another experiment \(training.epochs is {e.training.epochs} there, {epochs} here\)"
+            with pytest.raises(InputError, match=message):
+                claim_run(folder, longer(e, epochs), "digest")
+        with pytest.raises(InputError, match=r"\(training.crop is 16 there, 32 here\)"):
+            claim_run(folder, replace(e, training=replace(e.training, crop=32)), "digest")
+        assert (folder / "experiment.json").read_text() == to_json(e), "a refused one changes nothing"

@@ -94,7 +94,7 @@ class TrainingConfig:
     """Length of the training and its crops."""
 
     epochs: int = 500
-    """Passes over the training pairs."""
+    """Passes over the training pairs. May be raised later if --optimizer.schedule is constant."""
     batch_size: int = 16
     """Samples per step over all workers: any number of them sees the same samples and computes the same gradients,
     except with BatchNorm (thesia), whose statistics are of each worker's own samples."""
@@ -152,7 +152,8 @@ class Experiment:
     """Everything that decides a run's result, and where it runs."""
 
     name: str
-    """Name of the run. Running the same name again resumes from its last checkpoint."""
+    """Name of the run. Running the same name again resumes from its last checkpoint. Then only --cluster.* and where
+    files are may differ and, with a constant learning rate, --training.epochs may be raised."""
     storage: str = "runs"
     """Folder of the runs, reachable from every node, or s3://BUCKET/NAME, gs://BUCKET/NAME."""
     init: str = ""

@@ -29,12 +29,17 @@ STOP = "stop"
 def claim_run(folder: AnyPath, experiment: Experiment, data_digest: str) -> None:
     """Write the experiment and the digest of its data into the run's folder, or check that it holds the same ones.
 
+    Only `training.epochs` may have grown since, if nothing else depends on it: with a constant learning rate.
     Raises: InputError if the folder holds another experiment, or one on other data.
     """
     path, data = folder / EXPERIMENT, folder / "data.sha256"
     if path.exists():
-        before = identity(from_json(path.read_bytes(), str(path)))
-        if changed := difference(before, identity(experiment)):
+        before, now = identity(from_json(path.read_bytes(), str(path))), identity(experiment)
+        epochs = before["training"]["epochs"]
+        is_longer = experiment.optimizer.schedule == "constant" and experiment.training.epochs > epochs
+        if is_longer:
+            now["training"]["epochs"] = epochs
+        if changed := difference(before, now):
             field, old, new = changed
             raise InputError(
                 f"--name {experiment.name}: {folder} holds another experiment ({field} is {old} there, {new} here); "
@@ -45,9 +50,15 @@ def claim_run(folder: AnyPath, experiment: Experiment, data_digest: str) -> None
                 f"--name {experiment.name}: {folder} was trained on other data than "
                 f"{experiment.data.shards or experiment.data.root}; choose another --name"
             )
+        if is_longer:
+            _write(path, experiment)
         return
     folder.mkdir(parents=True, exist_ok=True)
     data.write_text(data_digest)
+    _write(path, experiment)
+
+
+def _write(path: AnyPath, experiment: Experiment) -> None:
     with storage.atomic_write(path) as file:
         file.write(to_json(experiment).encode())
 
