@@ -98,6 +98,7 @@ def test_a_stopped_run_resumes_from_its_checkpoint_and_feeding_nodes_read_for_it
 ) -> None:
     run = tmp_path / "runs" / "stopped"
     job = f"python jobs/train.py demo --data.root {data_root} --storage {tmp_path / 'runs'} --name stopped {TINY}"
+    job += " --training.crop 48"  # or all is read ahead, and the readers are gone
     job += " --training.epochs 160 --training.validate-every 20 --cluster.readers-on feeding"
     done = cluster.submit("--no-wait", "--submission-id", "first", "--", *job.split())
     assert done.returncode == 0, done.stderr
