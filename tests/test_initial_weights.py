@@ -66,7 +66,9 @@ def test_a_run_starts_from_the_scored_generator_and_the_discriminator_of_the_bes
         assert initial.description == f"starting from {folder}: took the generator and the discriminator"
 
 
-def test_what_does_not_fit_is_left_random_and_told(source: GanStep, experiment: MakeExperiment, tmp_path: Path) -> None:
+def test_what_does_not_fit_stays_random_and_is_reported(
+    source: GanStep, experiment: MakeExperiment, tmp_path: Path
+) -> None:
     best = str(tmp_path / "run" / "best")
     half = replace(experiment(generator={"output": "half", "white_balance": False}), init=best)
     (step, initial), fresh = start(half), GanStep(half, 10, CPU)
