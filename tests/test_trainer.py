@@ -115,6 +115,14 @@ def test_neither_a_stop_at_an_epoch_nor_the_number_of_workers_changes_the_result
     torch.testing.assert_close(weights(first.folder / "best"), weights(complete.best), atol=1e-5, rtol=1e-4)
 
 
+def test_epochs_added_to_a_finished_run_are_trained(shards: Path, experiment: MakeExperiment) -> None:
+    e = experiment("more", training={"epochs": 1}, optimizer={"schedule": "constant"}, cluster={"num_workers": 1})
+    train(e, str(shards))
+    run = train(replace(e, training=replace(e.training, epochs=2)), str(shards))
+    seen = [(event["kind"], event["step"]) for event in events(run.folder) if event["kind"] in ("start", "validation")]
+    assert seen == [("start", 0), ("validation", 3), ("start", 3), ("validation", 6)]
+
+
 def test_a_stop_file_ends_a_run_and_keeps_its_best_checkpoint(shards: Path, experiment: MakeExperiment) -> None:
     e = experiment("stopped", training={"epochs": 4000, "validate_every": 10})
     folder = Path(e.storage, e.name)

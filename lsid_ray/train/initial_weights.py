@@ -59,14 +59,18 @@ def read_initial_weights(experiment: Experiment) -> InitialWeights:
     weights = _fitting(trained.state_dict(), generator.state_dict())
     missing = [text for name, text in ENDS.items() if f"{name}.weight" not in weights]
     taken = "the generator" + (f" but its {' and '.join(missing)}" if missing else "")
-    judge, why = _discriminator(folder, experiment, discriminator.state_dict())
+    discriminator_weights, why = _discriminator(folder, experiment, discriminator.state_dict())
     changed = [
         f"generator.{field.name} was {getattr(source.generator, field.name)}"
         for field in dataclasses.fields(here)
         if getattr(source.generator, field.name) != getattr(here, field.name)
     ]
-    parts = [f"starting from {folder}: took {taken}{' and the discriminator' if judge else ''}", why, *changed]
-    return InitialWeights(weights, judge, "; ".join(part for part in parts if part))
+    parts = [
+        f"starting from {folder}: took {taken}{' and the discriminator' if discriminator_weights else ''}",
+        why,
+        *changed,
+    ]
+    return InitialWeights(weights, discriminator_weights, "; ".join(part for part in parts if part))
 
 
 def _checkpoint(folder: AnyPath) -> AnyPath:
