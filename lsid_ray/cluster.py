@@ -61,6 +61,11 @@ def connect() -> None:
     quiet_ray_logs()
 
 
+def lost_nodes() -> set[str]:
+    """IDs of the nodes that have left the connected cluster."""
+    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+
+
 def _start() -> None:
     """Start a cluster on this machine; on a busy one Ray may give up at first, after 30 s."""
     # Ray demands a token, but everyone may read the file that it keeps it in (2.60).

@@ -48,10 +48,11 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
 def test_a_run_survives_the_loss_of_every_node_but_the_drivers(
     nodes: NodeCluster, data_root: Path, tmp_path: Path
 ) -> None:
-    others = [nodes.add("--num-cpus=1") for _ in range(2)]
+    others = [nodes.add("--num-cpus=1"), nodes.add("--num-cpus=4")]  # only the second has room for the worker
     run = tmp_path / "runs" / "lost"
     arguments = f"train.py demo --data.root {data_root} --data.shards {tmp_path}/shards --storage {run.parent} {TINY}"
     arguments += " --name lost --training.epochs 120 --training.validate-every 12 --cluster.num-workers 1"
+    arguments += " --cluster.cpus-per-worker 3.5 --cluster.max-failures 0"
     script, *options = arguments.split()
     with (tmp_path / "output").open("w") as output:
         job = subprocess.Popen(
@@ -62,8 +63,10 @@ def test_a_run_survives_the_loss_of_every_node_but_the_drivers(
         step = checkpoint_step(run) if run.exists() else 0
         assert until(lambda step=step: run.exists() and checkpoint_step(run) > step, 120), text()
         nodes.kill(node)
+    nodes.add("--num-cpus=4")
     assert job.wait(240) == 0, text()
     assert "Traceback" not in text() and "report: " in text()
+    assert "worker 0 died" in text()
     assert [event["epoch"] for event in events(run) if event["kind"] == "validation"] == list(range(12, 121, 12))
 
 

@@ -138,7 +138,8 @@ class ClusterConfig:
     cache_gb: float = 0.0
     """GiB of each node's temporary folder used to cache tiles of shards in an object store. 0: no cache."""
     max_failures: int = 3
-    """Failures in a row (a lost node, a killed process), without a new checkpoint between them, that a run survives."""
+    """Failures in a row (a killed process, a lost connection), without a new checkpoint between them, that a run
+    survives. It survives the loss of any number of nodes."""
     wait_minutes: float = 0.0
     """Minutes to wait for CPUs and GPUs that are in use or still starting, or for a disk or store that does not take
     a checkpoint. 0: no limit."""
