@@ -348,3 +348,17 @@ def test_a_batch_is_amplified_and_flipped_before_the_network_sees_it(make_batch:
     step.generator.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
     step(batch)
     assert torch.equal(seen[0], training_pair(batch, BASE.generator)[0])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_a_step_on_a_gpu_never_waits_for_it(make_batch: MakeBatch):
+    device = torch.device("cuda")
+    step, batch = GanStep(BASE, 10, device), make_batch()
+    on_device = ("short", "long", "black", "white", "white_balance", "ratio")
+    batch = replace(batch, **{name: getattr(batch, name).to(device) for name in on_device})
+    step(batch)  # copies what later steps need
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        step(batch)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")

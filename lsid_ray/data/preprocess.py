@@ -29,8 +29,9 @@ def network_input(
     """
     layout = LAYOUTS[config.cfa]
     scale = (ratio / (white - black.amax(dim=(1, 2, 3))))[:, None, None, None]
-    if config.white_balance:
-        scale = scale * white_balance[:, ["RGB".index(color) for color in layout.colors], None, None]
+    if config.white_balance:  # `stack`, because indexing with a list copies it to the GPU, which waits
+        gains = torch.stack([white_balance[:, "RGB".index(color)] for color in layout.colors], dim=1)
+        scale = scale * gains[:, :, None, None]
     height, width = short.shape[2:]
     if layout.repeat > 1:
         black = black.repeat(1, 1, -(-height // layout.repeat), -(-width // layout.repeat))[:, :, :height, :width]
@@ -60,8 +61,7 @@ def flip_planes(planes: Tensor, flips: Flips, layout: Layout) -> Tensor:
 
     Flipping a mosaic changes its phase; the window is shifted by a few sensels to make up for that.
     """
-    index = _flip_index(planes.shape[-1], flips, layout.kind)
-    return planes.flatten()[torch.from_numpy(index).to(planes.device)]
+    return planes.flatten()[_flip_index_on(planes.device, planes.shape[-1], flips, layout.kind)]
 
 
 def flip_image(image: Tensor, flips: Flips, layout: Layout) -> Tensor:
@@ -91,7 +91,12 @@ def _phase_offset(flips: Flips, kind: Kind) -> tuple[int, int]:
     raise AssertionError(f"{kind} pattern is not symmetric under the flips {flips}")
 
 
-@lru_cache(maxsize=64)
+@lru_cache(maxsize=8)  # all flips of the crops of a run: 2 MB each at a Bayer crop of 256
+def _flip_index_on(device: torch.device, side: int, flips: Flips, kind: Kind) -> Tensor:
+    """`_flip_index` on a device, copied there once: in every step it would cost a wait for each sample."""
+    return torch.from_numpy(_flip_index(side, flips, kind)).to(device)
+
+
 def _flip_index(side: int, flips: Flips, kind: Kind) -> np.ndarray:
     """(C, s, s) int64: index into the flattened (C, side, side) planes of each value of the flipped planes."""
     layout = LAYOUTS[kind]
