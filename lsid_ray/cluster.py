@@ -61,9 +61,9 @@ def connect() -> None:
     quiet_ray_logs()
 
 
-def lost_nodes() -> set[str]:
-    """IDs of the nodes that have left the connected cluster."""
-    return {node["NodeID"] for node in ray.nodes() if not node["Alive"]}
+def lost_nodes() -> dict[str, str]:
+    """ID and address of each node that has left the connected cluster."""
+    return {node["NodeID"]: node["NodeManagerAddress"] for node in ray.nodes() if not node["Alive"]}
 
 
 def _start() -> None:

@@ -66,7 +66,7 @@ def test_a_run_survives_the_loss_of_every_node_but_the_drivers(
     nodes.add("--num-cpus=4")
     assert job.wait(240) == 0, text()
     assert "Traceback" not in text() and "report: " in text()
-    assert "worker 0 died" in text()
+    assert "worker 0 died" in text() and text().count("has left the cluster") == 2 and "(raylet)" not in text()
     assert [event["epoch"] for event in events(run) if event["kind"] == "validation"] == list(range(12, 121, 12))
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 import ray
 
+from lsid_ray.cluster import lost_nodes
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.heartbeat import StallDetector
@@ -18,6 +19,7 @@ from lsid_ray.train.run_log import RunLog
 POLL_S = 0.5  # between calls of `EventBuffer.take`
 TAKE_TIMEOUT_S = 60.0
 STOP_CHECK_S = 1.0  # between looks for the stop file
+NODE_CHECK_S = 5.0  # between looks for lost nodes
 QUIET_WAIT_S, WAIT_LINE_S = 15.0, 10.0  # before the first "waiting" event (workers start in less), and between them
 
 
@@ -36,6 +38,8 @@ class Monitor:
     """Says what the run waits for until its workers have started."""
     stall: str = ""
     """Which workers were killed, and why."""
+    lost_node: bool = False
+    """Whether a node has left the cluster."""
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -52,14 +56,19 @@ class Monitor:
                 raise error
 
     def _watch(self, ended: threading.Event) -> None:
-        start = last_shown = last_stop_check = time.monotonic()
-        waiting, stopping = True, False
+        start = last_shown = last_stop_check = last_node_check = time.monotonic()
+        waiting, stopping, lost = True, False, lost_nodes()
         detector = StallDetector(self.stall_s)
         while True:
             last = ended.wait(POLL_S)  # set before the last `take`, so that no event is left
             now = time.monotonic()
             if not stopping and now - last_stop_check >= STOP_CHECK_S:
                 last_stop_check, stopping = now, self._is_stop_requested()
+            if last or now - last_node_check >= NODE_CHECK_S:
+                last_node_check, lost_before, lost = now, lost, lost_nodes()
+                for node in lost.keys() - lost_before.keys():
+                    self.lost_node = True
+                    self.log.write({"kind": "warning", "message": f"node {lost[node]} has left the cluster"})
             try:
                 events, beats = ray.get(self.buffer.take.remote(stopping), timeout=TAKE_TIMEOUT_S)
             except ray.exceptions.RayError as error:

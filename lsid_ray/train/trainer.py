@@ -13,7 +13,7 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from lsid_ray import storage
-from lsid_ray.cluster import check_capacity, describe_wait, lost_nodes, start_attempts
+from lsid_ray.cluster import check_capacity, describe_wait, start_attempts
 from lsid_ray.config.checks import check_early_end, check_experiment
 from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import to_json
@@ -101,7 +101,6 @@ def _train(
         if attempt_step >= stop_step:
             log.write({"kind": "start", "step": attempt_step, "total_steps": schedule.total_steps})
             return
-        lost_before = lost_nodes()
         buffer = start_buffer()
         monitor = Monitor(buffer, log, folder / STOP, 60 * cluster.stall_minutes, lambda: describe_wait(cluster))
         try:
@@ -127,7 +126,7 @@ def _train(
         if is_deterministic(cause):
             raise PartialFailure(f"training {folder} failed: {reason}") from cause
         failures = 0 if step > attempt_step else failures
-        if lost_nodes() <= lost_before:  # a lost node is no fault of the run, and others may join
+        if not monitor.lost_node:  # that is no fault of the run, and another node may join
             failures += 1
         if failures > cluster.max_failures:
             raise PartialFailure(
