@@ -1,5 +1,6 @@
 """Session fixtures: a tiny data set of real raw files, a Ray cluster, shards, an object store."""
 
+import ctypes
 import http.client
 import logging
 import os
@@ -213,17 +214,27 @@ def unreadable() -> Iterator[Callable[[Path], Path]]:
         files.append(path)
         path.chmod(0)
         if os.geteuid() == 0:
-            for folder in path.parents:
-                if folder.owner() == "root" and folder != folder.parent:
-                    folder.chmod(folder.stat().st_mode | 0o055)
-            os.seteuid(65534)
+            _set_root_ignores_permissions(False)
         return path
 
     yield forbid
-    if os.getuid() == 0:
-        os.seteuid(0)
+    if os.geteuid() == 0:
+        _set_root_ignores_permissions(True)
     for path in files:
         path.chmod(0o644)
+
+
+def _set_root_ignores_permissions(ignores: bool) -> None:
+    """Take from this thread, or give back, the capabilities CAP_DAC_OVERRIDE (1) and CAP_DAC_READ_SEARCH (2).
+
+    Another user ID would do the same, but modules that are first imported then may lie where it cannot read.
+    """
+    libc = ctypes.CDLL(None, use_errno=True)
+    header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this thread
+    sets = (ctypes.c_uint32 * 6)()  # effective, permitted, inheritable; twice
+    assert libc.capget(header, sets) == 0, os.strerror(ctypes.get_errno())
+    sets[0] = sets[0] | (0b110 & sets[1]) if ignores else sets[0] & ~0b110
+    assert libc.capset(header, sets) == 0, os.strerror(ctypes.get_errno())
 
 
 @pytest.fixture
