@@ -170,6 +170,10 @@ PROBABILITIES = ["--training.flip-probability", "--training.transpose-probabilit
     [(option, value) for option in POSITIVE for value in (0, -1, float("nan"))]
     + [(option, value) for option in NOT_NEGATIVE for value in (-1, float("nan"))]
     + [(option, value) for option in PROBABILITIES for value in (-0.01, 1.01, float("nan"))]
+    + [
+        ("--training.checkpoint-every", value)
+        for value in ("0min", "5", "steps", "often", "-1min", "0steps", "1.5steps")
+    ]
     + [("--name", ""), ("--name", "a/b"), ("--name", ".."), ("--optimizer.generator-lr", math.inf)]
     + [("--optimizer.betas", (0.9, 1.0)), ("--optimizer.betas", (-0.1, 0.9))]
     + [("--generator.width", 4_000_000), ("--generator.depth", 10**300), ("--generator.negative-slope", math.nan)]

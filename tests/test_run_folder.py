@@ -9,7 +9,7 @@ import pytest
 from lsid_ray import storage
 from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.config.serialization import from_json, to_json
-from lsid_ray.errors import InputError
+from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.model.checkpoint import METRICS, TRAINING_STATE, WEIGHTS, load_generator, save_checkpoint
 from lsid_ray.model.generator import Generator
 from lsid_ray.storage import AnyPath, to_path
@@ -55,6 +55,20 @@ def test_checkpoints_are_listed_by_step_and_only_the_best_and_the_latest_are_kep
     assert {path.name for path in folder.iterdir()} == {"checkpoint_000000006", "checkpoint_000000009", "metrics.jsonl"}
     best, metrics = copy_best(folder)
     assert metrics == {"step": 6, "psnr_db": 22.0} and load_generator(best)[1].name == "tiny"
+
+
+def test_a_checkpoint_without_a_validation_is_kept_only_while_it_is_the_latest(folder: AnyPath) -> None:
+    for step in (7, 12):
+        path = folder / checkpoint_name(step)
+        with storage.atomic_folder(path, last=METRICS) as partial:
+            generator, e = load_generator(folder / checkpoint_name(6))
+            save_checkpoint(partial, e, generator, {"step": step}, {"step": step, "epoch": 1})
+    remove_leftovers(folder)
+    assert steps(folder) == [6, 12] and checkpoint_step(folder) == 12
+    assert copy_best(folder)[1]["step"] == 6
+    storage.remove_tree(folder / checkpoint_name(6))
+    with pytest.raises(PartialFailure, match="stopped before its first validation; the same command resumes from step"):
+        copy_best(folder)
 
 
 @pytest.mark.parametrize("missing", [WEIGHTS, TRAINING_STATE, METRICS])

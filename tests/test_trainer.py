@@ -123,18 +123,30 @@ def test_epochs_added_to_a_finished_run_are_trained(shards: Path, experiment: Ma
     assert seen == [("start", 0), ("validation", 3), ("start", 3), ("validation", 6)]
 
 
-def test_a_stop_file_ends_a_run_and_keeps_its_best_checkpoint(shards: Path, experiment: MakeExperiment) -> None:
-    e = experiment("stopped", training={"epochs": 4000, "validate_every": 10})
+def test_a_stop_file_ends_a_run_with_a_checkpoint_of_its_last_step(shards: Path, experiment: MakeExperiment) -> None:
+    e = experiment("stopped", training={"epochs": 4000, "validate_every": 80, "checkpoint_every": "30steps"})
     folder = Path(e.storage, e.name)
 
     def stop(event: Event) -> None:
-        if event["kind"] == "validation":
+        if event["kind"] == "train" and checkpoint_step(folder):
             with pytest.raises(InputError, match=rf"--name stopped: {folder} is in use by process {os.getpid()} "):
                 train(e, str(shards))
             (folder / "stop").touch()
 
-    run = train(e, str(shards), on_event=stop)
-    assert 0 < checkpoint_step(folder) < 6000 and run.metrics["psnr_db"] > 0
+    with pytest.raises(PartialFailure, match="stopped before its first validation; the same command resumes from"):
+        train(e, str(shards), on_event=stop)
+    step = checkpoint_step(folder)
+    trained = [event["step"] for event in events(folder) if event["kind"] == "train"]
+    assert 30 <= trained[-1] <= step < 240
+
+    def stop_at_a_validation(event: Event) -> None:
+        if event["kind"] == "validation":
+            (folder / "stop").touch()
+
+    e = replace(e, training=replace(e.training, checkpoint_every="1min"))  # may change
+    run = train(e, str(shards), on_event=stop_at_a_validation)
+    assert [event["step"] for event in events(folder) if event["kind"] == "start"] == [0, step]
+    assert run.metrics["step"] == 240 <= checkpoint_step(folder) < 12000 and run.metrics["psnr_db"] > 0
 
 
 def test_a_killed_worker_loses_only_the_steps_since_the_latest_checkpoint(

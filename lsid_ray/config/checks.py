@@ -1,5 +1,8 @@
 """Reject an experiment or a sweep that cannot run, before anything starts."""
 
+import math
+import re
+
 from lsid_ray.config.schema import Experiment, GeneratorConfig, SweepConfig, TrainingConfig
 from lsid_ray.errors import InputError
 
@@ -29,6 +32,7 @@ SWEEP_RANGES = (
     ("max_failed", 0, 1),
     ("finalists", 1, 1000),
 )
+UNLIMITED_STEPS = 10**18
 RESERVED_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")  # Ray's own
 
 
@@ -56,6 +60,7 @@ def check_experiment(experiment: Experiment) -> None:
             f"--training.batch-size is {e.training.batch_size}: "
             f"expected a multiple of --cluster.num-workers {e.cluster.num_workers}"
         )
+    checkpoint_interval(e.training)
     patches = e.training.crop // 2**e.discriminator.layers
     if e.loss.adv_weight > 0 and patches < 3:
         raise InputError(
@@ -70,6 +75,21 @@ def check_experiment(experiment: Experiment) -> None:
         raise InputError("--storage is empty: expected the folder of the runs")
     if not e.data.root and not e.data.shards:
         raise InputError("--data.root is empty: expected the folder that holds short/ and long/")
+
+
+def checkpoint_interval(training: TrainingConfig) -> tuple[int, float]:
+    """The most steps and the most seconds between two checkpoints; one of them is unlimited.
+
+    Raises: InputError naming the option.
+    """
+    found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?)min|([0-9]+)steps", training.checkpoint_every)
+    minutes, steps = float(found[1] or 0) if found else 0.0, int(found[2] or 0) if found else 0
+    if not minutes and not steps:
+        raise InputError(
+            f"--training.checkpoint-every is {training.checkpoint_every!r}: expected a number above 0 with its unit, "
+            "like 5min or 1000steps"
+        )
+    return (steps, math.inf) if steps else (UNLIMITED_STEPS, 60 * minutes)
 
 
 def check_generator(generator: GeneratorConfig) -> None:

@@ -114,7 +114,10 @@ class TrainingConfig:
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Autocast on CUDA. CPUs always train in float32."""
     validate_every: int = 10
-    """Epochs between validations on full frames; each may leave a checkpoint."""
+    """Epochs between validations on full frames; each leaves a checkpoint, of which the best is kept."""
+    checkpoint_every: str = "5min"
+    """Time or steps (5min, 1000steps) between checkpoints to resume from, of which the latest is kept. They are
+    written in the background. Not part of the experiment's identity."""
     seed: int = 0
     """Seed of the initial weights and of the order of crops."""
 

@@ -54,6 +54,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     fields = json.loads(to_json(experiment))
     for name in ("name", "storage", "cluster", "data"):
         del fields[name]
+    del fields["training"]["checkpoint_every"]
     return fields
 
 

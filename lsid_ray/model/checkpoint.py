@@ -3,7 +3,7 @@
 generator.safetensors   the generator that was scored (its moving average, if there is one)
 training.pt             networks, optimizers and the step to resume from
 experiment.json         the resolved experiment
-checkpoint.json         step, epoch and validation scores; names and sizes of the other files
+checkpoint.json         step, epoch and, of a validation, its scores; names and sizes of the other files
 
 checkpoint.json is written last: a checkpoint is complete if it has all files that checkpoint.json lists.
 """

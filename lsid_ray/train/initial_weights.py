@@ -76,7 +76,10 @@ def read_initial_weights(experiment: Experiment) -> InitialWeights:
 def _checkpoint(folder: AnyPath) -> AnyPath:
     """A checkpoint itself, or the best one of a run's folder."""
     checkpoints = saved_checkpoints(folder)
-    return best_checkpoint(checkpoints).folder if checkpoints else folder
+    best = best_checkpoint(checkpoints)
+    if checkpoints and best is None:
+        raise InputError(f"--init {folder}: none of its checkpoints has been validated yet")
+    return best.folder if best else folder
 
 
 def _fitting(found: dict[str, Tensor], needed: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,6 +11,7 @@ import torch.distributed as dist
 from ray.train.torch import get_device, prepare_model
 
 from lsid_ray import storage
+from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import from_json
 from lsid_ray.data.batch import Batch
 from lsid_ray.data.index import open_shards
@@ -42,7 +43,7 @@ def training_loop(options: dict[str, Any]) -> None:
     device = get_device()
     folder, stop_step = storage.to_path(options["folder"]), options["stop_step"]
     heartbeat = Heartbeat(events, rank)
-    saver = Saver(folder, events, heartbeat, experiment.cluster.wait_minutes)
+    saver = Saver(folder, training, events, heartbeat, experiment.cluster.wait_minutes)
 
     # --- Load dataset: the schedule of this run, and full frames to validate on
     schedule = Schedule(open_shards(options["shards"], ["train"]).pairs, training)
@@ -65,6 +66,7 @@ def training_loop(options: dict[str, Any]) -> None:
     if experiment.init and not latest[0]:
         initial = read_initial_weights(experiment)
         gan_step.start_from(initial.generator, initial.discriminator)
+    saved_step = saver.last_step = gan_step.step
     if rank == 0:
         events.put.remote({"kind": "start", "step": gan_step.step, "total_steps": schedule.total_steps})
 
@@ -81,20 +83,22 @@ def training_loop(options: dict[str, Any]) -> None:
         check_order(columns["sample"], gan_step.step, training.batch_size, world_size)
         batch = Batch.from_columns(columns, device)
         losses = gan_step(batch)
-        stop = torch.full((), float(rank == 0 and heartbeat.stopping), device=device)
-        total = torch.stack([*losses.values(), stop]) / world_size
+        requests = (heartbeat.stopping, saver.is_due(gan_step.step)) if rank == 0 else (False, False)
+        requested = [torch.full((), float(request), device=device) for request in requests]
+        total = torch.stack([*losses.values(), *requested]) / world_size
         if world_size > 1:
             dist.all_reduce(total)
 
         # --- Check the losses, one step late: `tolist` waits for the device, which then has the next step queued
         epoch, step_in_epoch = divmod(gan_step.step, schedule.steps_per_epoch)
         validating = step_in_epoch == 0 and (epoch % training.validate_every == 0 or gan_step.step == stop_step)
+        saving = stopping = False
         pending.append((gan_step.step - 1, list(losses), total, batch.pair))
-        while len(pending) > (0 if validating else 1):
+        while len(pending) > (0 if validating or saving else 1):
             number, names, values, pairs = pending.popleft()
-            *values, stop = values.tolist()
-            if stop:  # every worker sees the same mean and ends here too
-                return heartbeat.end()
+            *values, stop, due = values.tolist()  # every worker sees the same means, and so the same requests
+            stopping = stopping or bool(stop)
+            saving = saving or stopping or (bool(due) and number >= saved_step)
             means = dict(zip(names, values, strict=True))
             if not np.isfinite(list(means.values())).all():
                 _report_divergence(events, rank, world_size, number, means, pairs)
@@ -105,6 +109,11 @@ def training_loop(options: dict[str, Any]) -> None:
                 events.put.remote(_train_event(window, gan_step, epoch, training.batch_size))
             window = _LogWindow()
         if not validating:
+            if saving:
+                saved_step = gan_step.step
+                _save(saver, rank, experiment, gan_step, {"step": gan_step.step, "epoch": epoch})
+            if stopping:
+                return heartbeat.end()
             continue
 
         # --- Validate on full frames, spread over the workers
@@ -125,13 +134,20 @@ def training_loop(options: dict[str, Any]) -> None:
         if rank == 0:
             events.put.remote({"kind": "validation", **metrics, "seconds": time.perf_counter() - validation_start})
 
-        # --- Save checkpoint
-        if rank == 0:
-            saver.save(experiment, gan_step, metrics)
-        else:
-            ray.train.report(metrics)
+        saved_step = gan_step.step
+        _save(saver, rank, experiment, gan_step, metrics)
+        if stopping:
+            return heartbeat.end()
         window = _LogWindow()
     heartbeat.end()
+
+
+def _save(saver: Saver, rank: int, experiment: Experiment, gan_step: GanStep, metrics: dict[str, Any]) -> None:
+    """Save a checkpoint; all workers take part in Ray Train's report."""
+    if rank == 0:
+        saver.save(experiment, gan_step, metrics)
+    else:
+        ray.train.report(metrics)
 
 
 class _LogWindow:

@@ -4,7 +4,7 @@ STORAGE/NAME/experiment.json    the resolved experiment
 STORAGE/NAME/data.sha256        digest of the data that it is trained and validated on
 STORAGE/NAME/metrics.jsonl      one event per line
 STORAGE/NAME/tensorboard/       the same for TensorBoard
-STORAGE/NAME/checkpoint_*/      the best and the latest checkpoint
+STORAGE/NAME/checkpoint_*/      the best checkpoint, of those made at a validation, and the latest
 STORAGE/NAME/best/              a copy of the best, for other jobs
 STORAGE/NAME/stop               create this file to end the run early
 
@@ -19,7 +19,7 @@ from typing import Any
 from lsid_ray import storage
 from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import difference, from_json, identity, to_json
-from lsid_ray.errors import InputError
+from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.model.checkpoint import EXPERIMENT, METRICS, WEIGHTS, is_complete, load_metrics
 from lsid_ray.storage import AnyPath
 
@@ -69,11 +69,16 @@ class SavedCheckpoint:
 
     folder: AnyPath
     metrics: dict[str, Any]
-    """Step, epoch and scores."""
+    """Step, epoch and, if it was made at a validation, scores."""
 
     @property
     def step(self) -> int:
         return self.metrics["step"]
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether it was made at a validation."""
+        return "psnr_db" in self.metrics
 
 
 def checkpoint_name(step: int) -> str:
@@ -96,9 +101,10 @@ def checkpoint_step(folder: AnyPath) -> int:
     return checkpoints[-1].step if checkpoints else 0
 
 
-def best_checkpoint(checkpoints: list[SavedCheckpoint]) -> SavedCheckpoint:
-    """The one with the highest validation PSNR."""
-    return max(checkpoints, key=lambda checkpoint: (checkpoint.metrics["psnr_db"], checkpoint.step))
+def best_checkpoint(checkpoints: list[SavedCheckpoint]) -> SavedCheckpoint | None:
+    """The one with the highest validation PSNR; None if none was validated."""
+    scored = [checkpoint for checkpoint in checkpoints if checkpoint.is_scored]
+    return max(scored, key=lambda checkpoint: (checkpoint.metrics["psnr_db"], checkpoint.step), default=None)
 
 
 def remove_leftovers(folder: AnyPath) -> list[AnyPath]:
@@ -108,7 +114,7 @@ def remove_leftovers(folder: AnyPath) -> list[AnyPath]:
     """
     checkpoints = saved_checkpoints(folder)
     complete = {checkpoint.folder for checkpoint in checkpoints}
-    kept = {checkpoints[-1].folder, best_checkpoint(checkpoints).folder} if checkpoints else set()
+    kept = {checkpoint.folder for checkpoint in (*checkpoints[-1:], best_checkpoint(checkpoints)) if checkpoint}
     incomplete = []
     for path in list(folder.iterdir()):
         if path in kept or not (path.name.startswith("checkpoint_") or path.suffix == ".partial"):
@@ -123,8 +129,17 @@ def remove_leftovers(folder: AnyPath) -> list[AnyPath]:
 
 
 def copy_best(folder: AnyPath) -> tuple[AnyPath, dict[str, Any]]:
-    """Copy the checkpoint with the best validation PSNR to best/; returns its path, and its step, epoch and scores."""
-    best = best_checkpoint(saved_checkpoints(folder))
+    """Copy the checkpoint with the best validation PSNR to best/; returns its path, and its step, epoch and scores.
+
+    Raises: PartialFailure if there is none yet.
+    """
+    checkpoints = saved_checkpoints(folder)
+    best = best_checkpoint(checkpoints)
+    if best is None:
+        step = checkpoints[-1].step if checkpoints else 0
+        raise PartialFailure(
+            f"{folder} was stopped before its first validation; the same command resumes from step {step}"
+        )
     with storage.atomic_folder(folder / "best", last=EXPERIMENT) as copy:
         (copy / METRICS).write_text(json.dumps(best.metrics, indent=2))
         for name in (WEIGHTS, EXPERIMENT):

@@ -120,7 +120,7 @@ class RunLog:
         """The validation of the checkpoint that a run resumes from, if the driver died before it was logged."""
         if any(one["kind"] == "validation" and one["step"] == start["step"] for one in logged):
             return []
-        checkpoints = [one for one in saved_checkpoints(self.folder) if one.step == start["step"]]
+        checkpoints = [one for one in saved_checkpoints(self.folder) if one.step == start["step"] and one.is_scored]
         return [{"kind": "validation", **one.metrics, "seconds": 0.0, "time": start["time"]} for one in checkpoints]
 
     def _show_in_tensorboard(self, event: Event) -> None:

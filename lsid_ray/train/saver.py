@@ -8,7 +8,8 @@ from typing import Any
 import ray.train
 
 from lsid_ray import storage
-from lsid_ray.config.schema import Experiment
+from lsid_ray.config.checks import checkpoint_interval
+from lsid_ray.config.schema import Experiment, TrainingConfig
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.model.checkpoint import METRICS, save_checkpoint
 from lsid_ray.storage import AnyPath
@@ -18,6 +19,7 @@ from lsid_ray.train.step import GanStep
 
 RETRY_S = 5.0  # between attempts to write
 WARNING_S = 60.0  # between warnings
+UNSCORED = {"psnr_db": float("-inf")}  # to Ray Train, a checkpoint without a validation is the worst
 
 
 class Saver:
@@ -27,21 +29,31 @@ class Saver:
     the next one is due: no more than what lies between two checkpoints can be lost.
     """
 
-    def __init__(self, folder: AnyPath, events: Any, heartbeat: Heartbeat, wait_minutes: float):
+    def __init__(
+        self, folder: AnyPath, training: TrainingConfig, events: Any, heartbeat: Heartbeat, wait_minutes: float
+    ):
         """folder: of the run. wait_minutes: how long a checkpoint is tried; 0: without a limit."""
         self.folder, self.events, self.heartbeat = folder, events, heartbeat
         self.wait_s = 60 * wait_minutes or float("inf")
         self.saved = threading.Event()
         self.saved.set()
+        self.max_steps, self.max_s = checkpoint_interval(training)
+        self.last_step, self.last_time = 0, time.monotonic()
+
+    def is_due(self, step: int) -> bool:
+        """Whether another checkpoint is due by steps or time; never while one is written."""
+        elapsed_s = time.monotonic() - self.last_time
+        return self.saved.is_set() and (step - self.last_step >= self.max_steps or elapsed_s >= self.max_s)
 
     def save(self, experiment: Experiment, gan_step: GanStep, metrics: dict[str, Any]) -> None:
         """Report a checkpoint of this very step to Ray Train; returns before it is written."""
         self.saved.wait()  # `_write` keeps the heart beating
         self.saved.clear()
+        self.last_step, self.last_time = gan_step.step, time.monotonic()
         content = experiment, copy.deepcopy(gan_step.scored), copy.deepcopy(gan_step.state_dict()), metrics
         filesystem, path = storage.arrow_filesystem(self.folder / checkpoint_name(gan_step.step))
         ray.train.report(
-            metrics,
+            UNSCORED | metrics,
             checkpoint=ray.train.Checkpoint(path, filesystem),
             checkpoint_dir_name=checkpoint_name(gan_step.step),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,

@@ -59,7 +59,7 @@ def train(
     Creating the file `stop` in the run's folder ends the run after the current step, with its best checkpoint so far.
     If a worker fails, the run restarts from its latest checkpoint, unless the error is deterministic (see `failures`).
     Raises: InputError for what cannot run; PartialFailure if a loss was not finite, workers kept failing, or the run
-    was stopped before its first checkpoint.
+    was stopped before its first validation.
     """
     # --- Check the experiment, the data and the cluster
     check_experiment(experiment)
@@ -138,8 +138,6 @@ def _train(
         losses = ", ".join(f"{name} {value}" for name, value in log.diverged["losses"].items())
         pairs = ", ".join(log.diverged["pairs"])
         raise PartialFailure(f"step {log.diverged['step']}: a loss is not finite ({losses}); pairs: {pairs}")
-    if not checkpoint_step(folder):
-        raise PartialFailure(f"{folder} was stopped before its first checkpoint")
     remove_leftovers(folder)
 
 
