@@ -127,9 +127,6 @@ def test_a_folder_that_cannot_be_written_to_is_refused(option: str, place: str, 
 def test_a_folder_without_write_permission_is_refused(
     option: str, refused: Refused, unreadable: Callable[[Path], Path]
 ) -> None:
-    for path in Path().rglob("*"):
-        if path.is_dir():
-            path.chmod(0o755)
     Path("private").mkdir()
     unreadable(Path("private").absolute())
     assert "Permission denied" in refused(WRITE[option], "private/new")
@@ -264,9 +261,6 @@ def test_an_unreadable_file_of_a_checkpoint_is_named_with_the_reason(
     content = path.read_bytes()
     path.unlink()  # it is linked to the other tests' file
     path.write_bytes(content)
-    Path("here").chmod(0o777)
-    for folder in (Path("set"), Path("set/short")):
-        folder.chmod(0o755)
     unreadable(path)
     assert refused(f"enhance.py best {RAW} --out here") == f"error: best/{name}: Permission denied"
 

@@ -32,7 +32,6 @@ SWEEP_RANGES = (
     ("max_failed", 0, 1),
     ("finalists", 1, 1000),
 )
-UNLIMITED_STEPS = 10**18
 RESERVED_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")  # Ray's own
 
 
@@ -77,7 +76,7 @@ def check_experiment(experiment: Experiment) -> None:
         raise InputError("--data.root is empty: expected the folder that holds short/ and long/")
 
 
-def checkpoint_interval(training: TrainingConfig) -> tuple[int, float]:
+def checkpoint_interval(training: TrainingConfig) -> tuple[float, float]:
     """The most steps and the most seconds between two checkpoints; one of them is unlimited.
 
     Raises: InputError naming the option.
@@ -89,7 +88,7 @@ def checkpoint_interval(training: TrainingConfig) -> tuple[int, float]:
             f"--training.checkpoint-every is {training.checkpoint_every!r}: expected a number above 0 with its unit, "
             "like 5min or 1000steps"
         )
-    return (steps, math.inf) if steps else (UNLIMITED_STEPS, 60 * minutes)
+    return (steps, math.inf) if steps else (math.inf, 60 * minutes)
 
 
 def check_generator(generator: GeneratorConfig) -> None:
