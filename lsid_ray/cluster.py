@@ -14,6 +14,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 
 import ray
@@ -31,6 +32,7 @@ REPARTITION_CPUS = 1  # the task that deals sample numbers to the readers
 CONNECT_TIMEOUT_S = 10.0
 START_ATTEMPTS = 2
 TOKEN_FOLDER = "~/.ray"
+NUM_WORKERS = "--cluster.num-workers"
 
 
 def connect() -> None:
@@ -139,14 +141,17 @@ def check_capacity(config: ClusterConfig, capacity: Capacity | None = None) -> i
     Raises: InputError naming the options, what they need and what the cluster has.
     """
     capacity = capacity or current_capacity()
+    elastic = config.min_workers > 0
+    config = replace(config, num_workers=config.min_workers or config.num_workers)
     runs = max(_count_runs(config, nodes) for nodes in (capacity.alive, capacity.limit or ()))
     if not runs and capacity.limit is not None:
-        raise InputError(_shortage(config, capacity.limit, "has at most" if capacity.may_grow else "has"))
+        has = "has at most" if capacity.may_grow else "has"
+        raise InputError(_shortage(config, capacity.limit, has, "--cluster.min-workers" if elastic else NUM_WORKERS))
     return max(runs, 1)
 
 
-def _shortage(config: ClusterConfig, nodes: tuple[Resources, ...], has: str) -> str:
-    """Why these nodes do not hold a run."""
+def _shortage(config: ClusterConfig, nodes: tuple[Resources, ...], has: str, option: str) -> str:
+    """Why these nodes do not hold a run. option: where its number of workers comes from."""
     if config.readers_on and not any(node.get(config.readers_on) for node in nodes):
         return f"--cluster.readers-on {config.readers_on}: no node of the cluster has that resource"
     cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
@@ -154,13 +159,13 @@ def _shortage(config: ClusterConfig, nodes: tuple[Resources, ...], has: str) -> 
     needed = config.num_workers * config.cpus_per_worker + reading_cpus
     if needed > cpus:
         return (
-            f"--cluster.num-workers {config.num_workers} with --cluster.cpus-per-worker {config.cpus_per_worker:g} "
+            f"{option} {config.num_workers} with --cluster.cpus-per-worker {config.cpus_per_worker:g} "
             f"needs {needed:g} CPUs ({reading_cpus:g} of them to read data, with --cluster.readers {config.readers}), "
             f"the cluster {has} {cpus:g}"
         )
     if config.use_gpu and config.num_workers * config.gpus_per_worker > gpus:
         return (
-            f"--cluster.use-gpu with --cluster.num-workers {config.num_workers} needs "
+            f"--cluster.use-gpu with {option} {config.num_workers} needs "
             f"{config.num_workers * config.gpus_per_worker:g} GPUs, the cluster {has} {gpus:g}"
         )
     sizes = ", ".join(format(node.get("CPU", 0), "g") for node in nodes)
@@ -195,10 +200,26 @@ def _reserve(free: list[list[float]], cpus: float, gpus: float) -> bool:
     return False
 
 
+def worker_needs(config: ClusterConfig) -> Resources:
+    """The resources of one training worker."""
+    return {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.use_gpu else {})
+
+
+def worker_count(config: ClusterConfig) -> int:
+    """The most workers, up to `num_workers`, that fit on the nodes that are alive, beside the readers.
+
+    At least `min_workers`, for which the run waits if they do not fit.
+    """
+    alive = current_capacity().alive
+    least = config.min_workers or config.num_workers
+    fitting = (n for n in range(config.num_workers, least, -1) if _count_runs(replace(config, num_workers=n), alive))
+    return next(fitting, least)
+
+
 def describe_wait(config: ClusterConfig) -> str:
     """What a run waits for: "2 workers with 1 CPU each: 0.5 of 2 CPUs free"."""
-    needs = {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.use_gpu else {})
-    workers = "1 worker" if config.num_workers == 1 else f"{config.num_workers} workers"
+    needs, least = worker_needs(config), config.min_workers or config.num_workers
+    workers = "1 worker" if least == 1 else f"{least} workers"
     return f"{workers} with {format_amounts(needs)} each: {describe_free(needs)}"
 
 

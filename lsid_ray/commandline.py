@@ -131,8 +131,8 @@ def run_job(main: Callable[[], None]) -> None:
     except OSError as error:
         message = f"{error.filename or ''}: {error.strerror or error}".removeprefix(": ")
         _fail(*((2, f"error: {message}") if error.errno in REFUSED else (1, f"incomplete: {message}")))
-    except KeyboardInterrupt:
-        _fail(130, "interrupted")
+    except KeyboardInterrupt as interrupt:
+        _fail(130, f"interrupted; {interrupt}".removesuffix("; "))
 
 
 def _fail(code: int, message: str) -> None:

@@ -46,9 +46,14 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                     if event["step"] >= total:
                         display.print(f"already complete, at step {total}")
                     elif event["step"]:
-                        display.print(f"resuming from step {event['step']} of {total}")
+                        display.print(f"resuming from step {event['step']} of {total}, {_workers(event['workers'])}")
                 case "waiting":
                     display.show_waiting(f"{event['message']}, {format_duration(event['seconds'])}")
+                case "rollback":
+                    rate = ", at half the learning rates" if event["halves_rate"] else ""
+                    display.print(f"{event['reason']}; back to step {event['step']}, without that batch{rate}")
+                case "resize":
+                    display.print(f"the cluster has grown: going on with {_workers(event['workers'])}")
                 case "failure":
                     display.print(f"{event['reason']}; restarting from step {event['step']}")
                 case "warning":
@@ -68,6 +73,10 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                     )
 
         yield show
+
+
+def _workers(count: int) -> str:
+    return "1 worker" if count == 1 else f"{count} workers"
 
 
 def show_waiting(text: str) -> None:

@@ -2,15 +2,10 @@ import copy
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing import spawn
-from torch.nn.parallel import DistributedDataParallel
 
 from lsid_ray.config.presets import PRESETS
 from lsid_ray.config.schema import DiscriminatorConfig, Experiment, GeneratorConfig, LossConfig, OptimizerConfig
@@ -278,51 +273,6 @@ def test_long_gradients_are_clipped_and_their_norms_returned(make_batch: MakeBat
     narrow, applied = norms(1e-4)
     assert min(generator, discriminator) > 1e-4 < narrow["gradient_norm"]
     assert applied == pytest.approx([1e-4, 1e-4], rel=0.02)
-
-
-def gradients_of_a_worker(rank: int, part: Path, world_size: int, experiments: list[Experiment]) -> None:
-    """Save the gradients of one step on this worker's share of the batch in `part`, for each experiment."""
-    if world_size > 1:
-        torch.set_num_threads(1)
-        dist.init_process_group("gloo", init_method=f"file://{part}-rendezvous", rank=rank, world_size=world_size)
-    batch = torch.load(part, weights_only=False)
-    size = len(batch.ratio) // world_size
-    share = slice(rank * size, (rank + 1) * size)
-    batch = replace(batch, **{name: getattr(batch, name)[share] for name in TENSORS})
-    gradients = []
-    for experiment in experiments:
-        wrap = (
-            partial(DistributedDataParallel, forward_sync_buffers=False) if world_size > 1 else lambda network: network
-        )
-        step = GanStep(experiment, 10, CPU, wrap)
-        with torch.no_grad():
-            for parameter in step.discriminator.parameters():
-                parameter.mul_(5)  # the logits of an untrained discriminator hardly differ
-        step(batch)
-        gradients.append([p.grad for network in (step.generator, step.discriminator) for p in network.parameters()])
-    torch.save(gradients, f"{part}-{world_size}-{rank}")
-    if world_size > 1:
-        dist.destroy_process_group()
-
-
-@pytest.mark.parametrize("workers", [2, 3])
-def test_gradients_do_not_depend_on_the_number_of_workers(workers: int, make_batch: MakeBatch, tmp_path: Path):
-    plain = replace(BASE, discriminator=replace(BASE.discriminator, norm="none"))
-    experiments = [
-        replace(plain, loss=replace(plain.loss, adversarial=kind)) for kind in ("relativistic", "hinge", "bce")
-    ]
-    batch = make_batch(6)
-    brightness = torch.tensor([0.0, 0.2, 0.4, 0.6, 0.8, 1.0]).view(-1, 1, 1, 1)  # each worker gets other scenes
-    torch.save(replace(batch, long=(batch.long.float() * brightness).to(torch.uint16)), tmp_path / "batch")
-    gradients_of_a_worker(0, tmp_path / "batch", 1, experiments)
-    spawn(gradients_of_a_worker, (tmp_path / "batch", workers, experiments), nprocs=workers)
-    alone, first, last = (
-        torch.load(tmp_path / f"batch-{name}") for name in ("1-0", f"{workers}-0", f"{workers}-{workers - 1}")
-    )
-    for expected, some, others in zip(alone, first, last, strict=True):
-        assert equal(some, others)
-        gradient, whole = (torch.cat([value.flatten() for value in values]) for values in (some, expected))
-        assert (gradient - whole).norm() < 1e-5 * whole.norm()
 
 
 def test_the_networks_are_trained_through_their_wrappers(make_batch: MakeBatch):

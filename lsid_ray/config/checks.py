@@ -17,7 +17,8 @@ RANGES = (
     ("training.flip_probability training.transpose_probability optimizer.ema_decay", 0, 1),
     ("training.epochs training.batch_size training.validate_every", 1, 10**6),
     ("training.crop", 1, 2**16),
-    ("training.crops_per_pair cluster.num_workers cluster.readers", 1, 10**4),
+    ("training.crops_per_pair training.accumulate cluster.num_workers cluster.readers", 1, 10**4),
+    ("training.max_rollbacks", 0, 1000),
     ("training.seed", 0, 2**32 - 1),
     ("loss.warmup_steps loss.ramp_steps cluster.max_failures", 0, 10**9),
     ("cluster.cpus_per_worker", 0.001, 10**4),
@@ -54,10 +55,16 @@ def check_experiment(experiment: Experiment) -> None:
         )
     if e.cluster.readers_on in RESERVED_RESOURCES:
         raise InputError(f"--cluster.readers-on is {e.cluster.readers_on}: expected a custom resource")
-    if e.training.batch_size % e.cluster.num_workers:
+    if e.training.batch_size < e.cluster.num_workers * e.training.accumulate:
+        accumulate = f" times --training.accumulate {e.training.accumulate}" if e.training.accumulate > 1 else ""
         raise InputError(
             f"--training.batch-size is {e.training.batch_size}: "
-            f"expected a multiple of --cluster.num-workers {e.cluster.num_workers}"
+            f"expected at least --cluster.num-workers {e.cluster.num_workers}{accumulate}"
+        )
+    if not 0 <= e.cluster.min_workers <= e.cluster.num_workers:
+        raise InputError(
+            f"--cluster.min-workers is {e.cluster.min_workers}: "
+            f"expected 0 to --cluster.num-workers {e.cluster.num_workers}"
         )
     checkpoint_interval(e.training)
     patches = e.training.crop // 2**e.discriminator.layers

@@ -98,6 +98,10 @@ class TrainingConfig:
     batch_size: int = 16
     """Samples per step over all workers: any number of them sees the same samples and computes the same gradients,
     except with BatchNorm (thesia), whose statistics are of each worker's own samples."""
+    accumulate: int = 1
+    """Parts in which each worker computes its samples of a step, one after the other, for batches that do not fit its
+    memory. The gradients stay the same, except with BatchNorm. A step with a discriminator takes about 1.5 times as
+    long. Not part of the experiment's identity."""
     crop: int = 512
     """Side of a training crop in packed pixels (half the sensor's)."""
     crops_per_pair: int = 1
@@ -118,6 +122,10 @@ class TrainingConfig:
     checkpoint_every: str = "5min"
     """Time or steps (5min, 1000steps) between checkpoints to resume from, of which the latest is kept. They are
     written in the background. Not part of the experiment's identity."""
+    max_rollbacks: int = 3
+    """How often a run goes back to its latest checkpoint because a loss is not finite, and goes on without that batch;
+    if it happens again before the next checkpoint, also at half the learning rates. Not part of the experiment's
+    identity."""
     seed: int = 0
     """Seed of the initial weights and of the order of crops."""
 
@@ -127,7 +135,10 @@ class ClusterConfig:
     """Resources of the run. Not part of the experiment's identity."""
 
     num_workers: int = 1
-    """Training workers (DDP); batch_size must be a multiple of it."""
+    """Training workers (DDP), at most batch_size."""
+    min_workers: int = 0
+    """Go on with as few workers as this when nodes have left the cluster, with the same batches, and with more again
+    when nodes join. 0: always num_workers."""
     use_gpu: bool = False
     """Train on GPUs with nccl instead of on CPUs with gloo."""
     gpus_per_worker: float = 1.0

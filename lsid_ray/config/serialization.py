@@ -54,7 +54,8 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     fields = json.loads(to_json(experiment))
     for name in ("name", "storage", "cluster", "data"):
         del fields[name]
-    del fields["training"]["checkpoint_every"]
+    for name in ("checkpoint_every", "accumulate", "max_rollbacks"):
+        del fields["training"][name]
     return fields
 
 

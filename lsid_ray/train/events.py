@@ -2,11 +2,13 @@
 
 An event is a dictionary with a "kind". Those that are logged have a "step":
 
-"start"       total_steps; the worker group starts at `step`, from a checkpoint unless that is 0
+"start"       total_steps, workers; the worker group starts at `step`, from a checkpoint unless that is 0
 "train"       epoch, losses (l1, and adversarial and discriminator if there is one), learning_rate, seconds,
               samples_per_s, waiting_for_data (share of the time), seconds_left; about once per second
 "validation"  epoch, frames, psnr_db, ssim, seconds
-"diverged"    losses, pairs (names)
+"diverged"    losses, pairs (names): a loss is not finite, and the run ends or goes back
+"rollback"    reason, skipped_step, halves_rate: the run goes back to its latest checkpoint, at `step`
+"resize"      workers: the run goes on from its latest checkpoint, at `step`, with as many
 "failure"     reason; the run restarts from its latest checkpoint, at `step`
 
 These are only shown:
@@ -47,6 +49,10 @@ class EventBuffer:
             self.beats.pop(rank, None)
         else:
             self.beats[rank] = beat
+        return self.stopping
+
+    def is_stopping(self) -> bool:
+        """Whether the run is to end early."""
         return self.stopping
 
     def take(self, stopping: bool) -> tuple[list[Event], dict[int, Beat]]:

@@ -63,9 +63,10 @@ class Holder:
 
 
 @contextmanager
-def locked(folder: AnyPath, say: Callable[[str], None]) -> Iterator[None]:
+def locked(folder: AnyPath, say: Callable[[str], None]) -> Iterator[Callable[[], bool]]:
     """Hold a folder for this block. say: called with a line if it is not clear at once whether a holder has died.
 
+    Yields a function that tells whether another process has taken the folder, which interrupts this one.
     Raises: InputError if another process holds it; PartialFailure at the end of a block during which another process
     took it, because this one had been suspended.
     """
@@ -93,7 +94,7 @@ def locked(folder: AnyPath, say: Callable[[str], None]) -> Iterator[None]:
     thread = threading.Thread(target=beat, daemon=True)
     thread.start()
     try:
-        yield
+        yield taken.is_set
     except KeyboardInterrupt:
         if taken.is_set():
             raise PartialFailure(f"{folder} was taken over by {_read(path)} while this process did not run") from None

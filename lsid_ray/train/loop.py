@@ -5,6 +5,7 @@ from collections import deque
 from typing import Any
 
 import numpy as np
+import ray
 import ray.train
 import torch
 import torch.distributed as dist
@@ -21,7 +22,8 @@ from lsid_ray.evaluate.score import validate
 from lsid_ray.model.checkpoint import load_training_state
 from lsid_ray.train.heartbeat import SAVING, TRAINING, VALIDATING, WAITING_FOR_DATA, Heartbeat
 from lsid_ray.train.initial_weights import read_initial_weights
-from lsid_ray.train.run_folder import saved_checkpoints
+from lsid_ray.train.preemption import PreemptionWatch
+from lsid_ray.train.run_folder import rate_scale, saved_checkpoints
 from lsid_ray.train.saver import Saver
 from lsid_ray.train.step import GanStep
 
@@ -32,8 +34,8 @@ def training_loop(options: dict[str, Any]) -> None:
     """Train from the latest checkpoint, or from the initial weights, to `stop_step`.
 
     options: "experiment" (JSON), "shards" (folder), "folder" (of the run), "events" (handle of the
-    `train.events.EventBuffer` to which rank 0 writes), and "stop_step" (where this call ends, while all schedules
-    follow the whole experiment).
+    `train.events.EventBuffer` to which rank 0 writes), "rollbacks" (of the run so far), and "stop_step" (where this
+    call ends, while all schedules follow the whole experiment).
     """
     # --- Initialize
     experiment = from_json(options["experiment"], "the experiment")
@@ -44,6 +46,7 @@ def training_loop(options: dict[str, Any]) -> None:
     folder, stop_step = storage.to_path(options["folder"]), options["stop_step"]
     heartbeat = Heartbeat(events, rank)
     saver = Saver(folder, training, events, heartbeat, experiment.cluster.wait_minutes)
+    preemption = PreemptionWatch(rank, events)
 
     # --- Load dataset: the schedule of this run, and full frames to validate on
     schedule = Schedule(open_shards(options["shards"], ["train"]).pairs, training)
@@ -58,20 +61,25 @@ def training_loop(options: dict[str, Any]) -> None:
     gan_step = GanStep(experiment, schedule.total_steps, device, wrap)
 
     # --- Resume from the latest complete checkpoint; all workers take the one that rank 0 finds
-    latest = [saved_checkpoints(folder)[-1:] if rank == 0 else []]
+    found = [(saved_checkpoints(folder)[-1:], ray.get(events.is_stopping.remote())) if rank == 0 else None]
     if world_size > 1:
-        dist.broadcast_object_list(latest, src=0)
-    for checkpoint in latest[0]:
+        dist.broadcast_object_list(found, src=0)
+    latest, is_abandoned = found[0]
+    if is_abandoned:  # the driver gave up while the workers were starting
+        return heartbeat.end()
+    for checkpoint in latest:
         gan_step.load_state_dict(load_training_state(checkpoint.folder))
-    if experiment.init and not latest[0]:
+    if experiment.init and not latest:
         initial = read_initial_weights(experiment)
         gan_step.start_from(initial.generator, initial.discriminator)
     saved_step = saver.last_step = gan_step.step
     if rank == 0:
-        events.put.remote({"kind": "start", "step": gan_step.step, "total_steps": schedule.total_steps})
+        start = {"step": gan_step.step, "total_steps": schedule.total_steps, "workers": world_size}
+        events.put.remote({"kind": "start", **start})
 
     # --- Train
-    batches = local_batches(stream, training.batch_size // world_size)
+    skipped_steps = {rollback.skipped_step for rollback in options["rollbacks"]}
+    batches = local_batches(stream, training.batch_size, world_size)
     pending: deque[tuple[int, list[str], torch.Tensor, list[str]]] = deque()
     window = _LogWindow()
     while gan_step.step < stop_step:
@@ -81,10 +89,14 @@ def training_loop(options: dict[str, Any]) -> None:
         window.waiting += time.perf_counter() - wait_start
         heartbeat.begin(TRAINING, gan_step.step)
         check_order(columns["sample"], gan_step.step, training.batch_size, world_size)
-        batch = Batch.from_columns(columns, device)
-        losses = gan_step(batch)
-        requests = (heartbeat.stopping, saver.is_due(gan_step.step)) if rank == 0 else (False, False)
-        requested = [torch.full((), float(request), device=device) for request in requests]
+        if gan_step.step in skipped_steps:
+            gan_step.skip()
+            losses = {}
+        else:
+            gan_step.rate_scale = rate_scale(options["rollbacks"], gan_step.step)
+            losses = gan_step(Batch.from_columns(columns, device))
+        requests = [heartbeat.stopping, saver.is_due(gan_step.step), preemption.is_due()]
+        requested = [torch.full((), float(request and rank == 0), device=device) for request in requests]
         total = torch.stack([*losses.values(), *requested]) / world_size
         if world_size > 1:
             dist.all_reduce(total)
@@ -93,17 +105,18 @@ def training_loop(options: dict[str, Any]) -> None:
         epoch, step_in_epoch = divmod(gan_step.step, schedule.steps_per_epoch)
         validating = step_in_epoch == 0 and (epoch % training.validate_every == 0 or gan_step.step == stop_step)
         saving = stopping = False
-        pending.append((gan_step.step - 1, list(losses), total, batch.pair))
+        pending.append((gan_step.step - 1, list(losses), total, columns["pair"].tolist()))
         while len(pending) > (0 if validating or saving else 1):
             number, names, values, pairs = pending.popleft()
-            *values, stop, due = values.tolist()  # every worker sees the same means, and so the same requests
+            *values, stop, due, ask = values.tolist()  # every worker sees the same means, and so the same requests
             stopping = stopping or bool(stop)
-            saving = saving or stopping or (bool(due) and number >= saved_step)
+            saving = saving or stopping or (bool(due) and number >= saved_step) or (bool(ask) and preemption.ask())
             means = dict(zip(names, values, strict=True))
             if not np.isfinite(list(means.values())).all():
                 _report_divergence(events, rank, world_size, number, means, pairs)
                 return heartbeat.end()
-            window.add(means)
+            if means:
+                window.add(means)
         if window.steps and (validating or window.seconds >= LOG_SECONDS):
             if rank == 0:
                 events.put.remote(_train_event(window, gan_step, epoch, training.batch_size))

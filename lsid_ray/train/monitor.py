@@ -5,7 +5,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import ray
@@ -13,7 +13,8 @@ import ray
 from lsid_ray.cluster import lost_nodes
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
-from lsid_ray.train.heartbeat import StallDetector
+from lsid_ray.train.elastic import MissingWorkers
+from lsid_ray.train.heartbeat import TRAINING, Beat, StallDetector
 from lsid_ray.train.run_log import RunLog
 
 POLL_S = 0.5  # between calls of `EventBuffer.take`
@@ -36,10 +37,29 @@ class Monitor:
     """Seconds without progress after which the workers that hang are killed; 0: never."""
     describe_wait: Callable[[], str]
     """Says what the run waits for until its workers have started."""
+    missing_workers: MissingWorkers | None = None
+    """The workers that the run lacks; None if it never takes more."""
     stall: str = ""
     """Which workers were killed, and why."""
     lost_node: bool = False
     """Whether a node has left the cluster."""
+    stopping: bool = False
+    """Whether the workers were asked to end after the current step."""
+    resizing: bool = False
+    """Whether that was to go on with more workers."""
+    beats: dict[int, Beat] = field(default_factory=dict)
+    """The latest heartbeat of each worker."""
+
+    def stop(self) -> bool:
+        """Have the workers save a checkpoint and end; False if there are none yet, which then end when they start."""
+        self.stopping = True
+        return bool(self.beats)
+
+    def kill_workers(self) -> None:
+        """End the attempt at once."""
+        self.stopping = True  # those that are still starting
+        for beat in self.beats.values():
+            ray.kill(beat.actor)
 
     @contextmanager
     def watching(self) -> Iterator[None]:
@@ -57,25 +77,27 @@ class Monitor:
 
     def _watch(self, ended: threading.Event) -> None:
         start = last_shown = last_stop_check = last_node_check = time.monotonic()
-        waiting, stopping, lost = True, False, lost_nodes()
+        waiting, lost = True, lost_nodes()
         detector = StallDetector(self.stall_s)
         while True:
             last = ended.wait(POLL_S)  # set before the last `take`, so that no event is left
             now = time.monotonic()
-            if not stopping and now - last_stop_check >= STOP_CHECK_S:
-                last_stop_check, stopping = now, self._is_stop_requested()
+            if not self.stopping and now - last_stop_check >= STOP_CHECK_S:
+                last_stop_check, self.stopping = now, self._is_stop_requested()
             if last or now - last_node_check >= NODE_CHECK_S:
                 last_node_check, lost_before, lost = now, lost, lost_nodes()
                 for node in lost.keys() - lost_before.keys():
                     self.lost_node = True
                     self.log.write({"kind": "warning", "message": f"node {lost[node]} has left the cluster"})
+                if self.missing_workers and not last:
+                    self._resize(lost.keys() != lost_before.keys())
             try:
-                events, beats = ray.get(self.buffer.take.remote(stopping), timeout=TAKE_TIMEOUT_S)
+                events, beats = ray.get(self.buffer.take.remote(self.stopping), timeout=TAKE_TIMEOUT_S)
             except ray.exceptions.RayError as error:
                 reason = str(error).splitlines()[0]
                 self.log.write({"kind": "warning", "message": f"events of the workers are lost: {reason}"})
                 return
-            waiting = waiting and not beats
+            waiting, self.beats = waiting and not beats, beats
             for event in events:
                 self.log.write(event)
             if last:
@@ -88,6 +110,14 @@ class Monitor:
             if waiting and now - start >= QUIET_WAIT_S and now - last_shown >= WAIT_LINE_S:
                 last_shown = now
                 self.log.write({"kind": "waiting", "message": self.describe_wait(), "seconds": now - start})
+
+    def _resize(self, has_lost_node: bool) -> None:
+        """Stop the workers if there is room for more, or if they hold all CPUs of a cluster that has become smaller."""
+        is_training = any(beat.activity == TRAINING for beat in self.beats.values())
+        if is_training and not self.stopping and self.missing_workers.have_joined(len(self.beats)):
+            self.stopping = self.resizing = True
+        elif has_lost_node and self.beats and not is_training:
+            self.kill_workers()
 
     def _is_stop_requested(self) -> bool:
         try:

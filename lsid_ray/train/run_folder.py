@@ -6,6 +6,7 @@ STORAGE/NAME/metrics.jsonl      one event per line
 STORAGE/NAME/tensorboard/       the same for TensorBoard
 STORAGE/NAME/checkpoint_*/      the best checkpoint, of those made at a validation, and the latest
 STORAGE/NAME/best/              a copy of the best, for other jobs
+STORAGE/NAME/rollbacks.json     how the run went on after losses that were not finite
 STORAGE/NAME/stop               create this file to end the run early
 
 Ray Train's checkpoint_manager_snapshot.json is not relied upon: Ray writes it in place, and refuses a run whose
@@ -13,7 +14,7 @@ snapshot is cut or names a folder that is gone. The checkpoints themselves tell 
 """
 
 import json
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lsid_ray import storage
@@ -24,6 +25,7 @@ from lsid_ray.model.checkpoint import EXPERIMENT, METRICS, WEIGHTS, is_complete,
 from lsid_ray.storage import AnyPath
 
 STOP = "stop"
+ROLLBACKS = "rollbacks.json"
 
 
 def claim_run(folder: AnyPath, experiment: Experiment, data_digest: str) -> None:
@@ -105,6 +107,39 @@ def best_checkpoint(checkpoints: list[SavedCheckpoint]) -> SavedCheckpoint | Non
     """The one with the highest validation PSNR; None if none was validated."""
     scored = [checkpoint for checkpoint in checkpoints if checkpoint.is_scored]
     return max(scored, key=lambda checkpoint: (checkpoint.metrics["psnr_db"], checkpoint.step), default=None)
+
+
+@dataclass(frozen=True)
+class Rollback:
+    """A return to a checkpoint after a loss that was not finite."""
+
+    skipped_step: int
+    """The step of that loss; its batch is left out."""
+    resumed_step: int
+    """The step of the checkpoint, 0 if there was none."""
+    halves_rate: bool
+    """Whether the learning rates are halved from that checkpoint on."""
+
+
+def read_rollbacks(folder: AnyPath) -> tuple[Rollback, ...]:
+    """The rollbacks of a run so far, oldest first."""
+    path = folder / ROLLBACKS
+    return tuple(Rollback(**fields) for fields in json.loads(path.read_text())) if path.exists() else ()
+
+
+def add_rollback(folder: AnyPath, skipped_step: int) -> Rollback:
+    """Record that the run goes back to its latest checkpoint, and how it goes on."""
+    before, resumed_step = read_rollbacks(folder), checkpoint_step(folder)
+    repeated = any(rollback.resumed_step == resumed_step for rollback in before)
+    rollback = Rollback(skipped_step, resumed_step, halves_rate=repeated)
+    with storage.atomic_write(folder / ROLLBACKS) as file:
+        file.write(json.dumps([asdict(each) for each in (*before, rollback)], indent=1).encode())
+    return rollback
+
+
+def rate_scale(rollbacks: tuple[Rollback, ...], step: int) -> float:
+    """Factor of the learning rates at a step."""
+    return 0.5 ** sum(rollback.halves_rate and rollback.resumed_step <= step for rollback in rollbacks)
 
 
 def remove_leftovers(folder: AnyPath) -> list[AnyPath]:

@@ -3,12 +3,15 @@
 import copy
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_reduce
+from torch.nn.parallel import DistributedDataParallel
 
 from lsid_ray.config.schema import Experiment
 from lsid_ray.data.batch import Batch
@@ -35,15 +38,19 @@ class GanStep:
         wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     ):
         self.experiment, self.total_steps, self.device = experiment, total_steps, device
+        training, optimizer = experiment.training, experiment.optimizer
         self.step = 0
-        optimizer = experiment.optimizer
-        torch.manual_seed(experiment.training.seed)
+        self.rate_scale = 1.0
+        """Factor of both learning rates."""
+        self.part_size = -(-training.batch_size // (experiment.cluster.num_workers * training.accumulate))
+        """The most samples that a worker computes at once: fewer workers than `num_workers` need no more memory."""
+        torch.manual_seed(training.seed)
         layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
         self.generator = Generator(experiment.generator).to(device, memory_format=layout)
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval() if optimizer.ema_decay else None
         self.discriminator: Discriminator | None = None
         if experiment.loss.adv_weight > 0:
-            torch.manual_seed(experiment.training.seed + 1)  # so the generator's weights do not depend on it
+            torch.manual_seed(training.seed + 1)  # so the generator's weights do not depend on it
             self.discriminator = Discriminator(experiment.discriminator, self.generator.planes, self.generator.scale)
             self.discriminator.to(device, memory_format=layout)
             self.wrapped_discriminator = wrap(self.discriminator)
@@ -63,55 +70,76 @@ class GanStep:
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Update the networks on this worker's share of a batch.
 
-        Returns this worker's losses as detached scalars on the device: "l1" and, with a discriminator, "adversarial"
-        (unweighted) and "discriminator", which are 0 during the warm-up. With `training.clip_norm` also the norms of
-        the gradients: "gradient_norm" and, with a discriminator, "discriminator_gradient_norm".
+        Returns detached scalars on the device, whose means over the workers are the losses of the whole batch: "l1"
+        and, with a discriminator, "adversarial" (unweighted) and "discriminator", which are 0 during the warm-up. With
+        `training.clip_norm` also the norms of the gradients: "gradient_norm" and, with a discriminator,
+        "discriminator_gradient_norm".
         """
         e = self.experiment
         planes, target = training_pair(batch, e.generator)
         if self.device.type == "cuda":
             planes, target = (t.contiguous(memory_format=torch.channels_last) for t in (planes, target))
-        factor = self._learning_rate_factor()
         weight = adversarial_weight(e.loss, self.step)
+        share, largest = _share(len(planes), e.training.batch_size)
         self.generator.train()
-        with self._autocast():
-            image = self.wrapped_generator(planes)
-        image = image.float()
-        losses = {"l1": l1(image, target)}
-        total = e.loss.l1_weight * losses["l1"]
+        names = ["l1"]
         if self.discriminator is not None:
             norms = ["discriminator_gradient_norm"] if e.training.clip_norm else []
-            losses |= dict.fromkeys(["adversarial", "discriminator", *norms], torch.zeros((), device=self.device))
-            if weight > 0:
-                losses |= self._update_discriminator(planes, target, image.detach(), factor)
-                losses["adversarial"] = self._adversarial(planes, target, image)
-                total = total + weight * losses["adversarial"]
-        losses |= self._update(self.optimizer_g, total, e.optimizer.generator_lr * factor, "gradient_norm")
+            names += ["adversarial", "discriminator", *norms]
+        losses = dict.fromkeys(names, torch.zeros((), device=self.device))
+        update = self._update if largest <= self.part_size else self._accumulate  # the same one on all workers
+        losses |= update(planes, target, weight, share)
         if self.average is not None:
             self._update_average(e.optimizer.ema_decay)
         self.step += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
+    def skip(self) -> None:
+        """Leave out a batch."""
+        self.step += 1
+
     def _autocast(self) -> torch.autocast:
         bf16 = self.device.type == "cuda" and self.experiment.training.precision == "bfloat16"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=bf16)
 
-    def _update_discriminator(self, planes: Tensor, target: Tensor, image: Tensor, factor: float) -> dict[str, Tensor]:
+    def _update(self, planes: Tensor, target: Tensor, weight: float, share: float) -> dict[str, Tensor]:
+        """Update both networks on the whole local batch at once."""
+        with self._autocast():
+            image = self.wrapped_generator(planes)
+        image = image.float()
+        losses = {"l1": share * l1(image, target)}
+        total = self.experiment.loss.l1_weight * losses["l1"]
+        if weight > 0:
+            losses |= self._update_discriminator(planes, target, image.detach(), share)
+            losses["adversarial"] = self._adversarial(planes, target, image, share)
+            total = total + weight * losses["adversarial"]
+        self.optimizer_g.zero_grad(set_to_none=True)
+        total.backward()
+        return losses | self._descend_generator()
+
+    def _update_discriminator(self, planes: Tensor, target: Tensor, image: Tensor, share: float) -> dict[str, Tensor]:
         assert self.discriminator is not None
         self.discriminator.train().requires_grad_(True)
+        real, fake = self._logits(self.wrapped_discriminator, planes, target, image)
+        loss = self._discriminator_loss(real, fake, share)
+        self.optimizer_d.zero_grad(set_to_none=True)
+        loss.backward()
+        return {"discriminator": loss} | self._descend_discriminator()
+
+    def _logits(self, discriminator: nn.Module, planes: Tensor, target: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
+        """Of the real and the fake images."""
         with self._autocast():
             if self.experiment.discriminator.norm == "batch":  # separate batch statistics for real and fake
-                real = self.wrapped_discriminator(planes, target)
-                fake = self.wrapped_discriminator(planes, image)
+                real, fake = discriminator(planes, target), discriminator(planes, image)
             else:
-                real, fake = self.wrapped_discriminator(planes.repeat(2, 1, 1, 1), torch.cat([target, image])).chunk(2)
-        loss = discriminator_loss(self.experiment.loss.adversarial, real.float(), fake.float(), mean_over_workers)
-        learning_rate = self.experiment.optimizer.discriminator_lr * factor
-        return {"discriminator": loss} | self._update(
-            self.optimizer_d, loss, learning_rate, "discriminator_gradient_norm"
-        )
+                real, fake = discriminator(planes.repeat(2, 1, 1, 1), torch.cat([target, image])).chunk(2)
+        return real.float(), fake.float()
 
-    def _adversarial(self, planes: Tensor, target: Tensor, image: Tensor) -> Tensor:
+    def _discriminator_loss(self, real: Tensor, fake: Tensor, share: float) -> Tensor:
+        mean = partial(mean_over_workers, share=share)
+        return share * discriminator_loss(self.experiment.loss.adversarial, real, fake, mean)
+
+    def _adversarial(self, planes: Tensor, target: Tensor, image: Tensor, share: float) -> Tensor:
         """The adversarial loss. Bypasses the DDP wrapper, as the discriminator's weights need no gradient here."""
         assert self.discriminator is not None
         self.discriminator.requires_grad_(False)
@@ -121,16 +149,105 @@ class GanStep:
                 with torch.no_grad():
                     real = self.discriminator(planes, target).float()
             fake = self.discriminator(planes, image).float()
-        return generator_loss(kind, real, fake, mean_over_workers)
+        return self._generator_loss(real, fake, share)
 
-    def _update(
-        self, optimizer: torch.optim.Optimizer, loss: Tensor, learning_rate: float, norm_name: str
+    def _generator_loss(self, real: Tensor | None, fake: Tensor, share: float) -> Tensor:
+        mean = partial(mean_over_workers, share=share)
+        return share * generator_loss(self.experiment.loss.adversarial, real, fake, mean)
+
+    def _accumulate(self, planes: Tensor, target: Tensor, weight: float, share: float) -> dict[str, Tensor]:
+        """The same update, computed on one part of the local batch after the other: less memory, more work.
+
+        The relativistic loss depends on all logits of the batch. So the networks run over all parts without gradients
+        first; then the loss is a function of the logits, and its gradients with respect to them are passed on part by
+        part. With BatchNorm, its statistics are of each part.
+        """
+        e, size = self.experiment, self.part_size
+        parts = list(zip(planes.split(size), target.split(size), strict=True))
+        losses: dict[str, Tensor] = {}
+        gradients: list[Tensor] = []
+        if weight > 0:
+            with torch.no_grad(), self._autocast():
+                images = [self.generator(part).float() for part, _ in parts]
+            losses |= self._accumulate_discriminator(parts, images, share)
+            losses["adversarial"], gradients = self._adversarial_gradients(parts, images, share)
+        self.optimizer_g.zero_grad(set_to_none=True)
+        losses["l1"] = torch.zeros((), device=self.device)
+        for number, (part, part_target) in enumerate(parts):
+            with _synchronized(self.wrapped_generator, number == len(parts) - 1):
+                with self._autocast():
+                    image = self.wrapped_generator(part)
+                image = image.float()
+                loss = share * len(part) / len(planes) * l1(image, part_target)
+                total = e.loss.l1_weight * loss
+                if weight > 0:
+                    with self._autocast():
+                        fake = self._frozen_discriminator()(part, image)
+                    total = total + weight * (fake.float() * gradients[number]).sum()
+                total.backward()
+            losses["l1"] += loss.detach()
+        return losses | self._descend_generator()
+
+    def _accumulate_discriminator(
+        self, parts: list[tuple[Tensor, Tensor]], images: list[Tensor], share: float
     ) -> dict[str, Tensor]:
+        assert self.discriminator is not None
+        logits = []
+        with torch.no_grad():
+            for number, (part, image) in enumerate(zip(parts, images, strict=True)):
+                logits.append(self._logits(self._frozen_discriminator(number > 0), *part, image))
+        real, fake = (torch.cat(each).requires_grad_() for each in zip(*logits, strict=True))
+        loss = self._discriminator_loss(real, fake, share)
+        gradients = [each.split(self.part_size) for each in torch.autograd.grad(loss, (real, fake))]
+        self._frozen_discriminator().requires_grad_(True)
+        self.optimizer_d.zero_grad(set_to_none=True)
+        for number, (part, image) in enumerate(zip(parts, images, strict=True)):
+            with _synchronized(self.wrapped_discriminator, number == len(parts) - 1):
+                outputs = self._logits(self.wrapped_discriminator, *part, image)
+                torch.autograd.backward(outputs, [each[number] for each in gradients])
+        return {"discriminator": loss} | self._descend_discriminator()
+
+    def _adversarial_gradients(
+        self, parts: list[tuple[Tensor, Tensor]], images: list[Tensor], share: float
+    ) -> tuple[Tensor, list[Tensor]]:
+        """The adversarial loss, and its gradients with respect to the logits of each part's images."""
+        assert self.discriminator is not None
+        self.discriminator.requires_grad_(False)
+
+        def all_logits(pictures: list[Tensor]) -> Tensor:
+            with torch.no_grad(), self._autocast():
+                logits = [
+                    self._frozen_discriminator(number > 0)(planes, picture).float()
+                    for number, ((planes, _), picture) in enumerate(zip(parts, pictures, strict=True))
+                ]
+            return torch.cat(logits)
+
+        is_relativistic = self.experiment.loss.adversarial == "relativistic"
+        real = all_logits([target for _, target in parts]) if is_relativistic else None
+        fake = all_logits(images).requires_grad_()
+        loss = self._generator_loss(real, fake, share)
+        return loss, list(torch.autograd.grad(loss, fake)[0].split(self.part_size))
+
+    def _frozen_discriminator(self, frozen: bool = True) -> Discriminator:
+        """The discriminator, whose spectral norms take one step of their power iteration per pass unless frozen.
+
+        So they take as many as without parts.
+        """
+        assert self.discriminator is not None
+        return self.discriminator.train(not frozen or self.experiment.discriminator.norm == "batch")
+
+    def _descend_generator(self) -> dict[str, Tensor]:
+        return self._descend(self.optimizer_g, self.experiment.optimizer.generator_lr, "gradient_norm")
+
+    def _descend_discriminator(self) -> dict[str, Tensor]:
+        return self._descend(
+            self.optimizer_d, self.experiment.optimizer.discriminator_lr, "discriminator_gradient_norm"
+        )
+
+    def _descend(self, optimizer: torch.optim.Optimizer, learning_rate: float, norm_name: str) -> dict[str, Tensor]:
         """Take a step of Adam; returns the norm of the gradient before it was clipped, under its name, if it was."""
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+            group["lr"] = learning_rate * self._learning_rate_factor()
         norms, limit = {}, self.experiment.training.clip_norm
         if limit:  # of the mean gradient of all workers: DDP has averaged it
             norms[norm_name] = nn.utils.clip_grad_norm_(optimizer.param_groups[0]["params"], limit)
@@ -141,10 +258,10 @@ class GanStep:
         progress = self.step / max(self.total_steps, 1)
         match self.experiment.optimizer.schedule:
             case "drop":
-                return 1.0 if progress < 0.5 else 0.1
+                return self.rate_scale * (1.0 if progress < 0.5 else 0.1)
             case "cosine":
-                return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
-        return 1.0
+                return self.rate_scale * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        return self.rate_scale
 
     @torch.no_grad()
     def _update_average(self, decay: float) -> None:
@@ -189,9 +306,26 @@ class GanStep:
             self.optimizer_d.load_state_dict(state["optimizer_d"])
 
 
-def mean_over_workers(values: Tensor) -> Tensor:
-    """Mean over the batches of all workers, which are of one size, with the gradients of all their losses."""
-    mean = values.mean()
+def mean_over_workers(values: Tensor, share: float = 1.0) -> Tensor:
+    """Mean over the batches of all workers, with the gradients of all their losses. share: of this worker's batch."""
+    mean = share * values.mean()
     if not dist.is_initialized():
         return mean
     return all_reduce(mean) / dist.get_world_size()  # its backward pass sums the gradients of all workers
+
+
+def _share(local: int, batch_size: int) -> tuple[float, int]:
+    """This worker's samples of a batch relative to the mean over the workers, 1 if all have as many; and the most that
+    one has.
+
+    DDP takes the plain mean of the workers' gradients: losses times this share make it that of all samples.
+    """
+    if not dist.is_initialized():
+        return 1.0, local
+    workers = dist.get_world_size()
+    return local * workers / batch_size, -(-batch_size // workers)
+
+
+def _synchronized(network: nn.Module, synchronized: bool) -> AbstractContextManager[None]:
+    """Whether DDP averages the gradients in this block's backward pass."""
+    return nullcontext() if synchronized or not isinstance(network, DistributedDataParallel) else network.no_sync()

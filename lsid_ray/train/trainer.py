@@ -1,9 +1,7 @@
 """One experiment trained with Ray Train, from its checks to its best checkpoint."""
 
-import signal
 import threading
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,9 +11,9 @@ from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, Sc
 from ray.train.torch import TorchTrainer
 
 from lsid_ray import storage
-from lsid_ray.cluster import check_capacity, describe_wait, start_attempts
+from lsid_ray.cluster import check_capacity, describe_wait, start_attempts, worker_count, worker_needs
 from lsid_ray.config.checks import check_early_end, check_experiment
-from lsid_ray.config.schema import Experiment
+from lsid_ray.config.schema import ClusterConfig, Experiment
 from lsid_ray.config.serialization import to_json
 from lsid_ray.data.index import Shards, open_shards
 from lsid_ray.data.schedule import Schedule
@@ -23,6 +21,7 @@ from lsid_ray.data.stream import execution_options, training_stream
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.object_store import StoreError
 from lsid_ray.storage import AnyPath
+from lsid_ray.train.elastic import MissingWorkers
 from lsid_ray.train.events import Event, start_buffer
 from lsid_ray.train.failures import cause_of, describe, is_deterministic
 from lsid_ray.train.gloo import GlooTorchConfig
@@ -30,8 +29,19 @@ from lsid_ray.train.initial_weights import read_initial_weights, with_absolute_i
 from lsid_ray.train.lock import locked
 from lsid_ray.train.loop import training_loop
 from lsid_ray.train.monitor import Monitor
-from lsid_ray.train.run_folder import STOP, checkpoint_step, claim_run, copy_best, remove_leftovers
+from lsid_ray.train.run_folder import (
+    STOP,
+    add_rollback,
+    checkpoint_step,
+    claim_run,
+    copy_best,
+    read_rollbacks,
+    remove_leftovers,
+)
 from lsid_ray.train.run_log import RunLog, open_log
+
+JOIN_S = 1.0  # between looks for the end of an attempt
+NEVER_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -56,10 +66,11 @@ def train(
     on_event: called from a thread with each event (see `train.events`).
     until_epoch: stop after this epoch, a multiple of `training.validate_every`, while all schedules follow
         `training.epochs`; a later call with a greater one, or with None, continues as if there had been no stop.
-    Creating the file `stop` in the run's folder ends the run after the current step, with its best checkpoint so far.
+    Creating the file `stop` in the run's folder ends the run after the current step, with its best checkpoint so far;
+    Ctrl-C (KeyboardInterrupt) also saves a checkpoint first, a second one does not wait for that.
     If a worker fails, the run restarts from its latest checkpoint, unless the error is deterministic (see `failures`).
-    Raises: InputError for what cannot run; PartialFailure if a loss was not finite, workers kept failing, or the run
-    was stopped before its first validation.
+    Raises: InputError for what cannot run; PartialFailure if losses were not finite, workers kept failing, or the run
+    was stopped before its first validation; KeyboardInterrupt, with the step of the latest checkpoint.
     """
     # --- Check the experiment, the data and the cluster
     check_experiment(experiment)
@@ -78,7 +89,7 @@ def train(
 
     # --- Claim the run's folder
     folder = storage.to_path(experiment.storage).resolve() / experiment.name
-    with locked(folder, lambda line: on_event({"kind": "warning", "message": line})):
+    with locked(folder, lambda line: on_event({"kind": "warning", "message": line})) as is_taken:
         claim_run(folder, experiment, data_digest)
         experiment = with_absolute_init(experiment)
         if experiment.init and not checkpoint_step(folder):
@@ -86,87 +97,168 @@ def train(
         (folder / STOP).unlink(missing_ok=True)
         with open_log(folder, on_event) as log:
             epochs = min(until_epoch or experiment.training.epochs, experiment.training.epochs)
-            _train(experiment, shards, schedule, folder, log, schedule.steps_per_epoch * epochs)
+            _train(experiment, shards, schedule, folder, log, schedule.steps_per_epoch * epochs, is_taken)
         return Run(folder, *copy_best(folder))
 
 
 def _train(
-    experiment: Experiment, shards: Shards, schedule: Schedule, folder: AnyPath, log: RunLog, stop_step: int
+    experiment: Experiment,
+    shards: Shards,
+    schedule: Schedule,
+    folder: AnyPath,
+    log: RunLog,
+    stop_step: int,
+    is_taken: Callable[[], bool],
 ) -> None:
     """Train from the latest checkpoint to `stop_step`, restarting after failures that may pass."""
     cluster = experiment.cluster
     failures = 0  # since the latest checkpoint
-    while True:
-        attempt_step = checkpoint_step(folder)
-        if attempt_step >= stop_step:
-            log.write({"kind": "start", "step": attempt_step, "total_steps": schedule.total_steps})
-            return
+    while (attempt_step := checkpoint_step(folder)) < stop_step:
+        for checkpoint in remove_leftovers(folder):
+            log.write({"kind": "warning", "message": f"{checkpoint} is incomplete; it was deleted"})
+        workers = worker_count(cluster)
+        missing_workers = MissingWorkers(cluster) if cluster.min_workers else None
         buffer = start_buffer()
-        monitor = Monitor(buffer, log, folder / STOP, 60 * cluster.stall_minutes, lambda: describe_wait(cluster))
+        describe = lambda: describe_wait(cluster)  # noqa: E731
+        monitor = Monitor(buffer, log, folder / STOP, 60 * cluster.stall_minutes, describe, missing_workers)
+        trainer = _trainer(experiment, shards, schedule, folder, buffer, stop_step, workers)
         try:
-            for checkpoint in remove_leftovers(folder):
-                log.write({"kind": "warning", "message": f"{checkpoint} is incomplete; it was deleted"})
-            with _sigint_handler_kept(), monitor.watching():
-                _trainer(experiment, shards, schedule, folder, buffer, stop_step).fit()
-            break
+            with monitor.watching():
+                _fit(trainer, monitor, log, folder, is_taken)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, StoreError) as error:
-            where, cause = cause_of(error)
-        except SystemExit:
-            raise KeyboardInterrupt from None  # how Ray ends on Ctrl-C, which would count as a success
-        reason = monitor.stall or describe(where, cause)
-        step = checkpoint_step(folder)
-        if "startup timed out" in reason:
-            raise PartialFailure(
-                f"no worker started within --cluster.wait-minutes {cluster.wait_minutes:g}: {describe_wait(cluster)}"
-            )
-        if isinstance(cause, InputError):
-            raise InputError(str(cause)) from cause
-        if isinstance(cause, PartialFailure):
-            raise PartialFailure(f"{cause}; the same command resumes from step {step}") from cause
-        if is_deterministic(cause):
-            raise PartialFailure(f"training {folder} failed: {reason}") from cause
-        failures = 0 if step > attempt_step else failures
-        if not monitor.lost_node:  # that is no fault of the run, and another node may join
-            failures += 1
-        if failures > cluster.max_failures:
-            raise PartialFailure(
-                f"training {folder} failed {failures} times in a row without a new checkpoint; last failure: {reason}; "
-                f"the same command resumes from step {step}"
-            ) from cause
-        log.write({"kind": "failure", "step": step, "reason": reason})
-    if log.diverged is not None:
-        losses = ", ".join(f"{name} {value}" for name, value in log.diverged["losses"].items())
-        pairs = ", ".join(log.diverged["pairs"])
-        raise PartialFailure(f"step {log.diverged['step']}: a loss is not finite ({losses}); pairs: {pairs}")
-    remove_leftovers(folder)
+            failures = 0 if checkpoint_step(folder) > attempt_step else failures
+            if not monitor.lost_node:  # that is no fault of the run, and another node may join
+                failures += 1
+            reason = _recoverable(error, monitor, folder, cluster, failures)
+            log.write({"kind": "failure", "step": checkpoint_step(folder), "reason": reason})
+            continue
+        finally:
+            if missing_workers:
+                missing_workers.withdraw()
+        if log.diverged is not None:
+            _roll_back(experiment, folder, log)
+        elif monitor.resizing:
+            log.write({"kind": "resize", "step": checkpoint_step(folder), "workers": worker_count(cluster)})
+        else:
+            remove_leftovers(folder)
+            return
+    log.write({"kind": "start", "step": attempt_step, "total_steps": schedule.total_steps})
 
 
-@contextmanager
-def _sigint_handler_kept() -> Iterator[None]:
-    """Undo what `fit` leaves behind: a Ctrl-C in later work would end the process with exit code 0 (ray 2.60)."""
-    if threading.current_thread() is not threading.main_thread():  # as in a trial, where Ray changes nothing
-        yield
+def _fit(trainer: TorchTrainer, monitor: Monitor, log: RunLog, folder: AnyPath, is_taken: Callable[[], bool]) -> None:
+    """Run an attempt; at a Ctrl-C, have it save a checkpoint first.
+
+    In a thread, because in the main thread `fit` would answer Ctrl-C itself, by ending the run at once and, later, the
+    process with exit code 0 (ray 2.60).
+    """
+    if threading.current_thread() is not threading.main_thread():  # as in a trial: there is no Ctrl-C
+        trainer.fit()
         return
-    handler = signal.getsignal(signal.SIGINT)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, handler)
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            trainer.fit()
+        except BaseException as error:
+            errors.append(error)
+
+    thread, interrupted = threading.Thread(target=run, daemon=True), False
+    thread.start()
+    while thread.is_alive():
+        try:
+            thread.join(JOIN_S)
+        except KeyboardInterrupt:
+            if interrupted or is_taken() or not monitor.stop():
+                monitor.kill_workers()
+                raise
+            interrupted = True
+            message = "stopping after this step, with a checkpoint; a second Ctrl-C does not wait for it"
+            log.write({"kind": "warning", "message": message})
+    if interrupted:
+        raise KeyboardInterrupt(f"the same command resumes from step {checkpoint_step(folder)}")
+    for error in errors:
+        raise error
+
+
+def _recoverable(
+    error: ray.train.TrainingFailedError | ray.exceptions.RayError | StoreError,
+    monitor: Monitor,
+    folder: AnyPath,
+    cluster: ClusterConfig,
+    failures: int,
+) -> str:
+    """Why an attempt failed, if another one may help. failures: in a row, with this one.
+
+    Raises: InputError or PartialFailure if none can, or there were too many.
+    """
+    where, cause = cause_of(error)
+    reason = monitor.stall or describe(where, cause)
+    resumes = f"the same command resumes from step {checkpoint_step(folder)}"
+    if "startup timed out" in reason:
+        raise PartialFailure(
+            f"no worker started within --cluster.wait-minutes {cluster.wait_minutes:g}: {describe_wait(cluster)}"
+        )
+    if isinstance(cause, InputError):
+        raise InputError(str(cause)) from cause
+    if isinstance(cause, PartialFailure):
+        raise PartialFailure(f"{cause}; {resumes}") from cause
+    if is_deterministic(cause):
+        raise PartialFailure(f"training {folder} failed: {reason}") from cause
+    if failures > cluster.max_failures:
+        raise PartialFailure(
+            f"training {folder} failed {failures} times in a row without a new checkpoint; last failure: {reason}; "
+            f"{resumes}"
+        ) from cause
+    return reason
+
+
+def _roll_back(experiment: Experiment, folder: AnyPath, log: RunLog) -> None:
+    """Go back to the latest checkpoint because a loss was not finite. Raises: PartialFailure if it was too often."""
+    diverged, log.diverged = log.diverged, None
+    losses = ", ".join(f"{name} {value}" for name, value in diverged["losses"].items())
+    reason = f"step {diverged['step']}: a loss is not finite ({losses}); pairs: {', '.join(diverged['pairs'])}"
+    earlier = len(read_rollbacks(folder))
+    if earlier >= experiment.training.max_rollbacks:
+        returns = f", after {earlier} returns to a checkpoint (--training.max-rollbacks)" if earlier else ""
+        raise PartialFailure(
+            f"{reason}{returns}; look at these pairs, or start from this run's best checkpoint with --init {folder}, "
+            "another --name, and a lower --optimizer.generator-lr or a --training.clip-norm"
+        )
+    rollback = add_rollback(folder, diverged["step"])
+    changes = {"skipped_step": rollback.skipped_step, "halves_rate": rollback.halves_rate}
+    log.write({"kind": "rollback", "step": rollback.resumed_step, "reason": reason, **changes})
+
+
+class _DealtSamples(DataConfig):
+    """The training stream for as many workers as start, from the latest checkpoint; made at every start."""
+
+    def __init__(self, shards: Shards, schedule: Schedule, folder: AnyPath, cluster: ClusterConfig):
+        super().__init__(["train"], execution_options=execution_options(schedule))
+        self.shards, self.schedule, self.folder, self.cluster = shards, schedule, folder, cluster
+
+    def configure(
+        self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
+    ) -> list[dict[str, ray.data.DataIterator]]:
+        """As in ray.train.DataConfig."""
+        start_step = min(checkpoint_step(self.folder), self.schedule.total_steps - 1)
+        readers, readers_on = self.cluster.readers, self.cluster.readers_on
+        stream = training_stream(self.shards, self.schedule, start_step, world_size, readers, readers_on)
+        return super().configure({name: stream for name in datasets}, world_size, *args, **kwargs)
 
 
 def _trainer(
-    experiment: Experiment, shards: Shards, schedule: Schedule, folder: AnyPath, buffer: Any, stop_step: int
+    experiment: Experiment,
+    shards: Shards,
+    schedule: Schedule,
+    folder: AnyPath,
+    buffer: Any,
+    stop_step: int,
+    workers: int,
 ) -> TorchTrainer:
     """Ray's trainer for one attempt: from the latest checkpoint until the end or the first failure of a worker."""
     cluster = experiment.cluster
-
-    def stream() -> ray.data.Dataset:
-        """The samples after the latest checkpoint; Ray calls this at every start of a worker group."""
-        start_step = min(checkpoint_step(folder), schedule.total_steps - 1)
-        return training_stream(shards, schedule, start_step, cluster.num_workers, cluster.readers, cluster.readers_on)
-
     filesystem, storage_path = storage.arrow_filesystem(folder.parent)
-    resources = {"CPU": cluster.cpus_per_worker} | ({"GPU": cluster.gpus_per_worker} if cluster.use_gpu else {})
+    fewest = cluster.min_workers or cluster.num_workers
     return TorchTrainer(
         training_loop,
         train_loop_config={
@@ -174,21 +266,27 @@ def _trainer(
             "shards": shards.folder,
             "folder": str(folder),
             "events": buffer,
+            "rollbacks": read_rollbacks(folder),
             "stop_step": stop_step,
         },
         torch_config=GlooTorchConfig(),
         scaling_config=ScalingConfig(
-            num_workers=cluster.num_workers, use_gpu=cluster.use_gpu, resources_per_worker=resources
+            num_workers=workers if workers == fewest else (fewest, workers),
+            use_gpu=cluster.use_gpu,
+            resources_per_worker=worker_needs(cluster),
+            elastic_resize_monitor_interval_s=NEVER_S,  # see `train.elastic`
         ),
         run_config=RunConfig(
             name=experiment.name,
             storage_path=storage_path,
             storage_filesystem=filesystem,
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=start_attempts(cluster)),
+            failure_config=FailureConfig(
+                max_failures=0, max_preemption_failures=0, controller_failure_limit=start_attempts(cluster)
+            ),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
             ),
         ),
-        datasets={"train": stream},
-        dataset_config=DataConfig(["train"], execution_options=execution_options(schedule)),
+        datasets={"train": ray.data.from_items([0])},  # stands for what `_DealtSamples` makes of it
+        dataset_config=_DealtSamples(shards, schedule, folder, cluster),
     )
