@@ -46,7 +46,8 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                     if event["step"] >= total:
                         display.print(f"already complete, at step {total}")
                     elif event["step"]:
-                        display.print(f"resuming from step {event['step']} of {total}, {_workers(event['workers'])}")
+                        workers = f" with {_workers(event['workers'])}" if "workers" in event else ""
+                        display.print(f"resuming from step {event['step']} of {total}{workers}")
                 case "waiting":
                     display.show_waiting(f"{event['message']}, {format_duration(event['seconds'])}")
                 case "rollback":

@@ -208,10 +208,18 @@ def test_a_crop_too_small_for_the_discriminator_is_refused_only_if_there_is_one(
     check_experiment(changed(small, "--loss.adv-weight", 0))
 
 
-def test_a_batch_that_cannot_be_divided_among_the_workers_is_refused():
+def test_workers_without_a_sample_are_refused():
     check_experiment(changed(preset("sid-sony"), "--cluster.num-workers", 8))
-    with pytest.raises(InputError, match=r"batch-size is 16: expected a multiple of --cluster\.num-workers 3"):
-        check_experiment(changed(preset("sid-sony"), "--cluster.num-workers", 3))
+    with pytest.raises(InputError, match=r"batch-size is 16: expected at least --cluster\.num-workers 17"):
+        check_experiment(changed(preset("sid-sony"), "--cluster.num-workers", 17))
+    parts = changed(preset("sid-sony"), "--training.accumulate", 16)
+    check_experiment(parts)
+    with pytest.raises(
+        InputError, match=r"is 16: expected at least --cluster\.num-workers 2 times --training\.acc.* 16"
+    ):
+        check_experiment(changed(parts, "--cluster.num-workers", 2))
+    with pytest.raises(InputError, match=r"--cluster\.min-workers is 2: expected 0 to --cluster\.num-workers 1"):
+        check_experiment(changed(preset("sid-sony"), "--cluster.min-workers", 2))
 
 
 def test_a_run_needs_raw_files_or_shards():
@@ -222,7 +230,8 @@ def test_a_run_needs_raw_files_or_shards():
 
 def test_where_a_run_is_stored_is_not_part_of_its_identity():
     experiment = preset("sid-sony")
-    for option, value in {"--name": "b", "--storage": "/b", "--data.root": "/b", "--cluster.num-workers": 8}.items():
+    places = {"--name": "b", "--storage": "/b", "--data.root": "/b", "--cluster.num-workers": 8}
+    for option, value in {**places, "--training.accumulate": 2, "--training.max-rollbacks": 0}.items():
         assert identity(changed(experiment, option, value)) == identity(experiment)
     for option, value in {"--training.crop": 128, "--loss.adv-weight": 0.5, "--optimizer.ema-decay": 0.5}.items():
         assert identity(changed(experiment, option, value)) != identity(experiment)

@@ -40,12 +40,12 @@ def test_a_table_is_printed_when_it_changed(capsys: pytest.CaptureFixture, monke
 
 def test_training_shows_steps_validation_and_where_it_continues(capsys: pytest.CaptureFixture) -> None:
     with training_progress() as show:
-        show({"kind": "start", "step": 4, "total_steps": 10})
+        show({"kind": "start", "step": 4, "total_steps": 10, "workers": 1})
         show({"kind": "train", "step": 6, "epoch": 1, "l1": 0.25, "learning_rate": 1e-3, "samples_per_s": 12.5,
               "waiting_for_data": 0.25, "seconds_left": 125.0})  # fmt: skip
         show({"kind": "validation", "step": 8, "epoch": 2, "psnr_db": 20.125, "ssim": 0.5, "frames": 3, "seconds": 1})
     written = capsys.readouterr().out
-    assert "resuming from step 4 of 10" in written
+    assert "resuming from step 4 of 10 with 1 worker\n" in written
     assert "step 6/10, epoch 1, l1 0.2500, 12.5 samples/s, 25% waiting for data, 2:05 min left" in written
     assert "epoch 2: validation PSNR 20.12 dB, SSIM 0.500 on 3 full frames" in written
 

@@ -14,10 +14,14 @@ from lsid_ray.model.checkpoint import METRICS, TRAINING_STATE, WEIGHTS, load_gen
 from lsid_ray.model.generator import Generator
 from lsid_ray.storage import AnyPath, to_path
 from lsid_ray.train.run_folder import (
+    Rollback,
+    add_rollback,
     checkpoint_name,
     checkpoint_step,
     claim_run,
     copy_best,
+    rate_scale,
+    read_rollbacks,
     remove_leftovers,
     saved_checkpoints,
 )
@@ -55,6 +59,15 @@ def test_checkpoints_are_listed_by_step_and_only_the_best_and_the_latest_are_kep
     assert {path.name for path in folder.iterdir()} == {"checkpoint_000000006", "checkpoint_000000009", "metrics.jsonl"}
     best, metrics = copy_best(folder)
     assert metrics == {"step": 6, "psnr_db": 22.0} and load_generator(best)[1].name == "tiny"
+
+
+def test_rollbacks_skip_a_batch_and_halve_the_rates_if_no_checkpoint_was_made_since(folder: AnyPath) -> None:
+    assert read_rollbacks(folder) == ()
+    expected = (Rollback(11, 9, False), Rollback(10, 9, True))
+    assert tuple(add_rollback(folder, step) for step in (11, 10)) == expected == read_rollbacks(folder)
+    storage.remove_tree(folder / checkpoint_name(9))
+    assert add_rollback(folder, 8) == Rollback(8, 6, False)
+    assert [rate_scale(read_rollbacks(folder), step) for step in (6, 8, 9, 20)] == [1, 1, 0.5, 0.5]
 
 
 def test_a_checkpoint_without_a_validation_is_kept_only_while_it_is_the_latest(folder: AnyPath) -> None:

@@ -215,6 +215,13 @@ def test_learning_rates_follow_their_schedule(schedule: str, make_batch: MakeBat
         assert step.optimizer_d.param_groups[0]["lr"] == pytest.approx(4e-3 * factor)
 
 
+def test_both_learning_rates_are_scaled(make_batch: MakeBatch):
+    step = GanStep(BASE, 6, CPU)
+    step.rate_scale = 0.5
+    step(make_batch(1))
+    assert [optimizer.param_groups[0]["lr"] for optimizer in (step.optimizer_g, step.optimizer_d)] == [5e-4, 5e-4]
+
+
 def test_the_cosine_schedule_ends_at_a_hundredth():
     step = GanStep(replace(BASE, optimizer=OptimizerConfig(schedule="cosine")), 1000, CPU)
     step.step = 1000

@@ -20,6 +20,7 @@ from lsid_ray.data.stream import (
     BLOCK_BYTES,
     MAX_STEPS_PER_BLOCK,
     _block_size,
+    _dealt,
     _sample_numbers,
     check_order,
     execution_options,
@@ -39,19 +40,18 @@ def opened(shards: Path) -> Shards:
 
 
 @ray.remote(num_cpus=0.1)
-def consume(iterator: ray.data.DataIterator, rows: int) -> list[list[int]]:
-    return [batch["sample"].tolist() for batch in local_batches(iterator, rows)]
+def consume(iterator: ray.data.DataIterator, num_workers: int) -> list[list[int]]:
+    return [batch["sample"].tolist() for batch in local_batches(iterator, TRAINING.batch_size, num_workers)]
 
 
 def read_steps(dataset: Dataset, schedule: Schedule, num_workers: int) -> list[list[list[int]]]:
     """The sample numbers of each local batch: by worker, then by step."""
     dataset.context.execution_options = execution_options(schedule)
     iterators = dataset.streaming_split(num_workers, equal=True)
-    local_batch_size = TRAINING.batch_size // num_workers
-    return ray.get([consume.remote(iterator, local_batch_size) for iterator in iterators], timeout=120)
+    return ray.get([consume.remote(iterator, num_workers) for iterator in iterators], timeout=120)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2])
+@pytest.mark.parametrize("num_workers", [1, 2, pytest.param(3, id="3, of which two have a sample less")])
 def test_a_step_has_the_same_samples_for_any_number_of_workers(opened: Shards, num_workers: int) -> None:
     schedule = Schedule(opened.pairs, TRAINING)
     dataset = training_stream(opened, schedule, 0, num_workers, readers=2)
@@ -89,9 +89,9 @@ def test_crops_are_the_scheduled_windows_of_the_shards(opened: Shards) -> None:
     assert numbers == set(range(len(crops)))
 
 
-@pytest.mark.parametrize("numbers", [[0, 1], [4, 4], [3, 4], [4, 5, 6], [8, 9]])
-def test_samples_of_another_step_are_refused(numbers: list[int]) -> None:
-    check_order(np.array([4, 7]), 1, 4, 2)
+@pytest.mark.parametrize("numbers", [[0, 1], [4, 4], [3, 4], [4, 5, 6], [5, 6], [8, 9]])
+def test_samples_of_another_step_or_worker_are_refused(numbers: list[int]) -> None:
+    check_order(np.array([6, 7]), 1, 4, 2)
     with pytest.raises(AssertionError, match="step 1"):
         check_order(np.array(numbers), 1, 4, 2)
 
@@ -107,20 +107,25 @@ def test_blocks_hold_complete_steps_or_a_fraction_of_one_and_are_bounded_in_size
 
 
 @pytest.mark.parametrize("numbers_per_batch", [1, 100, 1 << 16])
-@pytest.mark.parametrize(("size", "workers", "steps"), [(4, 1, 1), (2, 3, 4), (5, 2, 16), (1, 1, 16)])
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "steps"), [(4, 1, 1), (6, 3, 4), (10, 2, 16), (1, 1, 16), (7, 3, 4), (5, 4, 2)]
+)
 def test_the_blocks_of_each_worker_follow_the_order_of_steps(
-    size: int, workers: int, steps: int, numbers_per_batch: int, monkeypatch
+    batch_size: int, workers: int, steps: int, numbers_per_batch: int, monkeypatch
 ) -> None:
     monkeypatch.setattr(stream, "MAX_NUMBERS_PER_BATCH", numbers_per_batch)
     batch = {"start": np.array([7]), "stop": np.array([50])}
-    numbers = np.concatenate([output["sample"] for output in _sample_numbers(batch, size, workers, steps)])
+    dealt, size = _dealt(batch_size, workers), -(-batch_size // workers)
+    numbers = np.concatenate([output["sample"] for output in _sample_numbers(batch, dealt, batch_size, steps)])
     blocks = numbers.reshape(-1, workers, steps, size)  # Ray assigns blocks to the workers round-robin
     for worker in range(workers):
         local_batches = blocks[:, worker].reshape(-1, size)
         assert 43 <= len(local_batches) < 43 + steps
         for i, row in enumerate(local_batches):
             step = min(7 + i, 49)
-            assert row.tolist() == [(step * workers + worker) * size + j for j in range(size)]
+            expected = step * batch_size + np.array_split(np.arange(batch_size), workers)[worker]
+            assert row[: len(expected)].tolist() == expected.tolist()
+            assert row[len(expected) :].tolist() == [expected[-1]] * (size - len(expected)), "filled up with its last"
 
 
 def error_of(shards: Shards) -> tuple[type, str]:
@@ -128,7 +133,7 @@ def error_of(shards: Shards) -> tuple[type, str]:
 
     def read(iterator: ray.data.DataIterator) -> tuple[type, str]:
         try:
-            for _ in local_batches(iterator, 4):
+            for _ in local_batches(iterator, 4, 1):
                 pass
         except Exception as error:
             return type(error), str(error)

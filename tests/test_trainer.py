@@ -22,6 +22,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import from_json, to_json
 from lsid_ray.data.index import open_shards
+from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.shard import VERSION
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.evaluate.score import validate
@@ -106,7 +107,12 @@ def test_neither_a_stop_at_an_epoch_nor_the_number_of_workers_changes_the_result
     assert [event["step"] for event in events(first.folder) if event["kind"] == "start"] == [0, 6], (
         "the second call trains nothing"
     )
-    train(e, str(shards))
+    three = replace(e, cluster=replace(e.cluster, num_workers=3, cpus_per_worker=0.5))  # with 2, 1 and 1 samples
+    train(three, str(shards), until_epoch=3)
+    in_parts = replace(e, training=replace(e.training, accumulate=4), cluster=replace(e.cluster, num_workers=1))
+    train(in_parts, str(shards))
+    workers = [event["workers"] for event in events(first.folder) if event["kind"] == "start" and "workers" in event]
+    assert workers == [2, 3, 1]
     board = EventAccumulator(str(first.folder / "tensorboard")).Reload()
     assert [scalar.step for scalar in board.Scalars("validation/psnr_db")] == [3, 6, 9, 12], "none is lost or doubled"
     one_worker = replace(e, name="complete", cluster=replace(e.cluster, num_workers=1))
@@ -220,7 +226,7 @@ def test_a_killed_driver_resumes_from_its_latest_checkpoint(
     assert [event["epoch"] for event in events(run.folder) if event["kind"] == "validation"] == list(range(4, 41, 4))
 
 
-def test_a_non_finite_loss_ends_the_run_and_names_the_step_and_files(
+def test_after_a_non_finite_loss_a_run_goes_back_or_ends_and_names_the_step_and_files(
     shards: Path, experiment: MakeExperiment, tmp_path: Path
 ) -> None:
     broken = shutil.copytree(shards, tmp_path / "broken")
@@ -229,7 +235,20 @@ def test_a_non_finite_loss_ends_the_run_and_names_the_step_and_files(
     index["frames"][victim["short"]]["white_balance"] = [float("nan"), 1.0, 1.0]
     (broken / "index.json").write_text(json.dumps(index))
     with pytest.raises(PartialFailure, match=rf"step 0: a loss is not finite \(l1 nan.*{victim['name']}"):
-        train(experiment(training={"batch_size": 12, "epochs": 1}), str(broken))
+        train(experiment(training={"batch_size": 12, "epochs": 1, "max_rollbacks": 0}), str(broken))
+    with pytest.raises(PartialFailure, match=r"start from this run's best checkpoint with --init"):
+        train(experiment(training={"batch_size": 12, "epochs": 1, "max_rollbacks": 0}), str(broken))
+
+    e = experiment("returning", training={"crops_per_pair": 1, "epochs": 3})
+    schedule = Schedule(open_shards(broken, ["train"]).pairs, e.training)
+    pairs = [schedule.pairs[crop.pair].name for crop in schedule.samples(range(4 * schedule.total_steps))]
+    bad = [step for step in range(schedule.total_steps) if victim["name"] in pairs[4 * step : 4 * step + 4]]
+    assert 0 < len(bad) <= e.training.max_rollbacks, "else the test needs another seed"
+    run = train(e, str(broken))
+    rollbacks = [event for event in events(run.folder) if event["kind"] == "rollback"]
+    assert [event["skipped_step"] for event in rollbacks] == bad
+    assert all(f"step {event['skipped_step']}: a loss is not finite" in event["reason"] for event in rollbacks)
+    assert checkpoint_step(run.folder) == schedule.total_steps and weights(run.best).isfinite().all()
 
 
 def test_a_run_that_does_not_fit_the_cluster_is_refused_at_once(shards: Path, experiment: MakeExperiment) -> None:

@@ -6,7 +6,11 @@ import textwrap
 import ray.train
 import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.train.v2.api.exceptions import ControllerError, WorkerGroupError  # not exported by ray.train (2.60)
+from ray.train.v2.api.exceptions import (  # not exported by ray.train (2.60)
+    ControllerError,
+    PreemptionError,
+    WorkerGroupError,
+)
 
 from lsid_ray.errors import InputError
 
@@ -36,6 +40,8 @@ def cause_of(error: ray.train.TrainingFailedError | RayError | OSError) -> tuple
     if isinstance(error, ControllerError):
         cause = error.controller_failure
         return "Ray Train", cause.cause if isinstance(cause, RayTaskError) and cause.cause else cause
+    if isinstance(error, PreemptionError):
+        return f"worker {', '.join(map(str, error.preemption_info.preempted_ranks))}", error
     return "Ray Train", error
 
 
@@ -47,6 +53,8 @@ def is_deterministic(cause: Exception) -> bool:
 def describe(where: str, cause: Exception) -> str:
     """One line: where it happened and what."""
     text = str(cause).strip()
+    if isinstance(cause, PreemptionError):
+        return f"the node of {where} was taken away"
     if "health check failed" in text:  # Ray's text for a process that is gone, with a dump of its actor
         node, pid = (re.search(pattern, text) for pattern in (r"node_ip='([^']*)'", r"pid=(\d+)"))
         place = f" (process {pid[1]} on node {node[1]})" if node and pid else ""

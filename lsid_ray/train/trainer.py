@@ -9,6 +9,7 @@ import ray.data
 import ray.train
 from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
+from ray.train.v2.api.exceptions import PreemptionError  # not exported by ray.train (2.60)
 
 from lsid_ray import storage
 from lsid_ray.cluster import check_capacity, describe_wait, start_attempts, worker_count, worker_needs
@@ -40,7 +41,7 @@ from lsid_ray.train.run_folder import (
 )
 from lsid_ray.train.run_log import RunLog, open_log
 
-JOIN_S = 1.0  # between looks for the end of an attempt
+WAIT_S = 1.0  # between looks for the end of an attempt
 NEVER_S = 1e9
 
 
@@ -127,7 +128,7 @@ def _train(
                 _fit(trainer, monitor, log, folder, is_taken)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, StoreError) as error:
             failures = 0 if checkpoint_step(folder) > attempt_step else failures
-            if not monitor.lost_node:  # that is no fault of the run, and another node may join
+            if not (monitor.lost_node or isinstance(error, PreemptionError)):  # no fault of the run; others may join
                 failures += 1
             reason = _recoverable(error, monitor, folder, cluster, failures)
             log.write({"kind": "failure", "step": checkpoint_step(folder), "reason": reason})
@@ -155,18 +156,20 @@ def _fit(trainer: TorchTrainer, monitor: Monitor, log: RunLog, folder: AnyPath, 
         trainer.fit()
         return
     errors: list[BaseException] = []
+    ended, interrupted = threading.Event(), False
 
     def run() -> None:
         try:
             trainer.fit()
         except BaseException as error:
             errors.append(error)
+        finally:
+            ended.set()
 
-    thread, interrupted = threading.Thread(target=run, daemon=True), False
-    thread.start()
-    while thread.is_alive():
+    threading.Thread(target=run, daemon=True).start()
+    while not ended.is_set():  # a `join` that is interrupted takes the thread for ended (Python 3.11)
         try:
-            thread.join(JOIN_S)
+            ended.wait(WAIT_S)
         except KeyboardInterrupt:
             if interrupted or is_taken() or not monitor.stop():
                 monitor.kill_workers()
