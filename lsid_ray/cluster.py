@@ -46,6 +46,7 @@ def connect() -> None:
         if not is_utf8(text):
             raise InputError(f"{text}: not UTF-8, which Ray requires of options and of the current folder")
     os.environ.setdefault("RAY_TRAIN_ENABLE_PRINT_PATCH", "0")  # or what a worker prints appears twice
+    os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s by default; a run waits for one at its end
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # or Ray warns about every further process
     try:
         address = services.canonicalize_bootstrap_address(None)

@@ -1,15 +1,32 @@
 """Runs that go on with fewer workers, and with more when nodes join (`--cluster.min-workers`).
 
 Ray Train starts as many workers as the cluster has resources for, but leaves no room for the tasks that feed them, and
-to take more workers it ends the run without a checkpoint (ray 2.60). So the most is counted here, and a run that may
+to take more workers it ends the run without a checkpoint (ray 2.60). So the most is found here, and a run that may
 grow saves a checkpoint, ends, and starts again.
 """
 
-import ray
+import time
+
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 
 from lsid_ray.cluster import worker_count, worker_needs
 from lsid_ray.config.schema import ClusterConfig
+
+GRANT_S = 10.0  # Ray places workers at once on nodes that answer; a node that is lost counts as alive for a while
+
+
+def workers_to_start(cluster: ClusterConfig) -> int:
+    """The most workers that the cluster takes now beside the readers, from `min_workers` to `num_workers`.
+
+    The fewest if there is no room, for which the run waits.
+    """
+    most, fewest = worker_count(cluster), cluster.min_workers or cluster.num_workers
+    if most == fewest:
+        return fewest
+    requests, end = _request(cluster, most), time.monotonic() + GRANT_S
+    granted = sum(request.wait(max(end - time.monotonic(), 0)) for request in requests)
+    _withdraw(requests)
+    return max(granted, fewest)
 
 
 class MissingWorkers:
@@ -23,13 +40,19 @@ class MissingWorkers:
     def have_joined(self, workers: int) -> bool:
         """Whether there is room for more than `workers` that train, unchanged since the last call."""
         if self.requests is None:  # readers have taken their CPUs by now
-            missing = self.cluster.num_workers - workers
-            self.requests = [placement_group([worker_needs(self.cluster)]) for _ in range(missing)]
+            self.requests = _request(self.cluster, self.cluster.num_workers - workers)
         before, self.granted = self.granted, sum(request.wait(0) for request in self.requests)
         return 0 < self.granted == before and worker_count(self.cluster) > workers
 
     def withdraw(self) -> None:
         """Give back what was granted, and request no more."""
-        for request in self.requests or ():
-            if ray.is_initialized():
-                remove_placement_group(request)
+        _withdraw(self.requests or [])
+
+
+def _request(cluster: ClusterConfig, workers: int) -> list[PlacementGroup]:
+    return [placement_group([worker_needs(cluster)]) for _ in range(workers)]
+
+
+def _withdraw(requests: list[PlacementGroup]) -> None:
+    for request in requests:
+        remove_placement_group(request)

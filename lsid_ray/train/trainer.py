@@ -22,7 +22,7 @@ from lsid_ray.data.stream import execution_options, training_stream
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.object_store import StoreError
 from lsid_ray.storage import AnyPath
-from lsid_ray.train.elastic import MissingWorkers
+from lsid_ray.train.elastic import MissingWorkers, workers_to_start
 from lsid_ray.train.events import Event, start_buffer
 from lsid_ray.train.failures import cause_of, describe, is_deterministic
 from lsid_ray.train.gloo import GlooTorchConfig
@@ -117,7 +117,7 @@ def _train(
     while (attempt_step := checkpoint_step(folder)) < stop_step:
         for checkpoint in remove_leftovers(folder):
             log.write({"kind": "warning", "message": f"{checkpoint} is incomplete; it was deleted"})
-        workers = worker_count(cluster)
+        workers = workers_to_start(cluster)
         missing_workers = MissingWorkers(cluster) if cluster.min_workers else None
         buffer = start_buffer()
         describe = lambda: describe_wait(cluster)  # noqa: E731
