@@ -1,10 +1,13 @@
-"""Benchmark prediction or packing on this machine against a reference measured in the same run; print a table.
+"""Measure on this machine, against references of the same run; print a table.
 
     python jobs/benchmark.py predict
     python jobs/benchmark.py pack SID/Sony
+    python jobs/benchmark.py faults
 
 `predict` compares full frames in bands with the whole frame in one pass: speed and memory (5 minutes on 2 cores).
 `pack` compares packing a data set with LibRaw alone in a process pool (takes as long as packing it a few times).
+`faults` kills workers, nodes and drivers of tiny runs on clusters of three nodes that it starts on this machine, and
+compares their results with that of an undisturbed run (25 minutes on 2 cores).
 """
 
 import tempfile
@@ -14,15 +17,12 @@ from typing import Annotated
 
 import tyro
 
+from lsid_ray.benchmark.faults import check_faults, faults_table, measure_faults
 from lsid_ray.benchmark.pack import measure_pack, pack_table
-from lsid_ray.benchmark.predict import measure_predict, predict_table
+from lsid_ray.benchmark.predict import measure_sizes, predict_table
 from lsid_ray.commandline import memory_limit, parse, run_job
-from lsid_ray.config.checks import check_generator
 from lsid_ray.config.schema import GeneratorConfig
-from lsid_ray.errors import InputError
 from lsid_ray.inference.bands import MEMORY_BYTES
-
-MAX_ROUNDS = 1000
 
 
 @dataclass(frozen=True)
@@ -47,31 +47,33 @@ class Pack:
     """Folder that holds short/ and long/, with SID's names."""
 
 
+@dataclass(frozen=True)
+class Faults:
+    """Kill parts of runs, and compare their results with that of an undisturbed one."""
+
+    kills: int = 20
+    """Faults at random moments in the last run."""
+    epochs: int = 400
+    """Length of each run."""
+    picture: Path = Path("faults.png")
+    """File for a plot of the losses."""
+
+
 def main() -> None:
     """Read the command line, measure, print the table."""
-    options = parse(Predict | Pack, __doc__)
-    if isinstance(options, Predict):
-        if not 1 <= options.rounds <= MAX_ROUNDS:
-            raise InputError(f"--rounds is {options.rounds}: expected 1 to {MAX_ROUNDS}")
-        memory_bytes = memory_limit(options.memory_gb)
-        check_generator(options.generator)
-        sizes = ((2848, 4256, True), (6336, 9504, False))  # 12 and 61 megapixels
-        times = [
-            measure_predict(
-                options.generator,
-                height,
-                width,
-                memory_bytes=memory_bytes,
-                rounds=options.rounds if with_whole else 1,
-                with_whole=with_whole,
-                use_gpu=options.use_gpu,
-            )
-            for height, width, with_whole in sizes
-        ]
-        print(predict_table(times))
-    else:
-        with tempfile.TemporaryDirectory(prefix="lsid-benchmark-") as folder:
-            print(pack_table(measure_pack(options.root, Path(folder))))
+    options = parse(Predict | Pack | Faults, __doc__)
+    with tempfile.TemporaryDirectory(prefix="lsid-") as folder:  # short: Ray's sockets lie in it
+        match options:
+            case Predict():
+                memory_bytes = memory_limit(options.memory_gb)
+                print(predict_table(measure_sizes(options.generator, memory_bytes, options.rounds, options.use_gpu)))
+            case Pack():
+                print(pack_table(measure_pack(options.root, Path(folder))))
+            case Faults():
+                check_faults(options.kills, options.epochs)
+                recoveries, figure = measure_faults(Path(folder), options.epochs, options.kills, print)
+                figure.savefig(options.picture)
+                print(f"{faults_table(recoveries)}\n\nlosses: {options.picture}")
 
 
 if __name__ == "__main__":

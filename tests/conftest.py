@@ -5,7 +5,6 @@ import http.client
 import logging
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -26,6 +25,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # as `cluster.connect` has it
 
 from lsid_ray import storage
+from lsid_ray.benchmark.nodes import free_ports
 from lsid_ray.config.schema import (
     ClusterConfig,
     DataConfig,
@@ -42,17 +42,6 @@ from lsid_ray.synthesis.dataset import Synthesis, synthesize
 
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background job ignores it
 torch.set_num_threads(1)  # such small networks are slower with more threads
-
-
-def free_ports(count: int) -> list[int]:
-    """Unused ports on the loopback interface."""
-    sockets = [socket.socket() for _ in range(count)]
-    for each in sockets:
-        each.bind(("127.0.0.1", 0))
-    ports = [each.getsockname()[1] for each in sockets]
-    for each in sockets:
-        each.close()
-    return ports
 
 
 STORE_PORT, MOTO_PORT = free_ports(2)

@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import free_ports
-from nodes import Node, NodeCluster, until
 from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.util import prepare_config
 from test_faults import occupied
 from test_files import RATIO_20, save_network, write_dark_frame
 
+from lsid_ray.benchmark.nodes import Node, NodeCluster, until
 from lsid_ray.capacity import HEAD, Capacity, at_limits, check_task, current_capacity, describe_free
 from lsid_ray.data import parallel
 from lsid_ray.data.parallel import parallel_map

@@ -1,4 +1,4 @@
-"""cluster.yaml and its variants in the README: valid for Ray, equal versions and sizes; and what a job uploads."""
+"""The files that start clusters: valid for Ray, equal versions and sizes; and what a job uploads."""
 
 import json
 import re
@@ -12,41 +12,33 @@ from ray._private.runtime_env.packaging import create_package
 from ray.autoscaler._private.util import prepare_config, validate_config
 
 REPOSITORY = Path(__file__).parents[1]
-README = (REPOSITORY / "README.md").read_text()
-CLUSTER = yaml.safe_load((REPOSITORY / "cluster.yaml").read_text())
+DOCUMENTATION = (REPOSITORY / "jobs" / "README.md").read_text()
 PROJECT = (REPOSITORY / "pyproject.toml").read_text()
 RAY, PYTHON = (re.search(pattern, PROJECT)[1] for pattern in (r'"ray\[.*\]==([\d.]+)"', r'requires-python = "(.*)"'))
-BLOCKS = [yaml.safe_load(block) for block in re.findall(r"^```yaml\n(.*?)^```", README, re.MULTILINE | re.DOTALL)]
-RAYJOB = next(block for block in BLOCKS if block.get("kind") == "RayJob")
-VARIANTS = {"aws": {}} | {block["provider"]["type"]: block for block in BLOCKS if "provider" in block}
-
-
-def merged(variant: dict) -> dict:
-    """cluster.yaml with the top-level keys of a variant; a key without a value is removed."""
-    return {key: value for key, value in (CLUSTER | variant).items() if value is not None}
-
-
-def test_the_readme_has_every_variant():
-    assert set(VARIANTS) == {"aws", "gcp", "local"}
+FILES = {"aws": "cluster.yaml", "gcp": "jobs/gcp.yaml", "local": "jobs/own-machines.yaml"}
+VARIANTS = {name: yaml.safe_load((REPOSITORY / file).read_text()) for name, file in FILES.items()}
+CLUSTER = VARIANTS["aws"]
+RAYJOB = yaml.safe_load((REPOSITORY / "jobs" / "kubernetes.yaml").read_text())
+SHARED = ("file_mounts", "setup_commands", "head_start_ray_commands", "worker_start_ray_commands")
 
 
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_variant_is_valid_for_ray(name: str):
-    config = prepare_config(merged(VARIANTS[name]))
+    config = prepare_config(dict(VARIANTS[name]))
     validate_config(config)
     assert config["provider"]["type"] == name
-    assert config["setup_commands"] == CLUSTER["setup_commands"]
+    assert {key: VARIANTS[name][key] for key in SHARED} == {key: CLUSTER[key] for key in SHARED}
 
 
 @pytest.mark.parametrize("wrong", [{"max_workers": "six"}, {"head_node_type": "none"}, {"idle_timeout": 3}])
 def test_the_validation_finds_mistakes(wrong: dict):
     with pytest.raises(Exception, match=r"six|head_node_type|idle_timeout"):
-        validate_config(prepare_config(merged(wrong)))
+        validate_config(prepare_config(CLUSTER | wrong))
 
 
 @pytest.mark.parametrize("name", ["aws", "gcp"])
 def test_the_head_has_no_cpus_and_gpu_nodes_scale_from_zero(name: str):
-    nodes = merged(VARIANTS[name])["available_node_types"]
+    nodes = VARIANTS[name]["available_node_types"]
     assert nodes["head"]["resources"] == {"CPU": 0}
     assert {kind: nodes[kind]["resources"] for kind in ("gpu", "cpu")} == {
         kind: CLUSTER["available_node_types"][kind]["resources"] for kind in ("gpu", "cpu")
@@ -67,7 +59,7 @@ def test_every_node_installs_the_versions_of_pyproject():
     assert "-r ~/pyproject.toml" in install and "torch" not in install and "ray==" not in install
     python = re.search(r"--python (\d\.\d+)", " ".join(CLUSTER["setup_commands"]))
     assert python and python[1] in SpecifierSet(PYTHON)
-    assert f"rayproject/ray:{RAY}-py{python[1].replace('.', '')}-gpu" in README
+    assert f"rayproject/ray:{RAY}-py{python[1].replace('.', '')}-gpu" in DOCUMENTATION
 
 
 def test_the_rayjob_has_the_same_sizes():

@@ -6,11 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from nodes import NodeCluster, until
 from test_interruption import SMALL, trained_steps
 from test_jobs import JOBS
 from test_trainer import events
 
+from lsid_ray.benchmark.nodes import NodeCluster, until
 from lsid_ray.train.run_folder import checkpoint_step
 
 

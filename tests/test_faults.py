@@ -16,10 +16,10 @@ import psutil
 import pytest
 import ray
 import torch
-from nodes import NodeCluster, until
 from test_jobs import JOBS, TINY
 from test_trainer import events, worker_processes
 
+from lsid_ray.benchmark.nodes import NodeCluster, until
 from lsid_ray.cluster import describe_wait, start_attempts
 from lsid_ray.config.schema import ClusterConfig, Experiment
 from lsid_ray.errors import InputError, PartialFailure

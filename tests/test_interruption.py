@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from nodes import RAY, NodeCluster, until
 from test_jobs import JOBS, TINY
 from test_trainer import events
 
+from lsid_ray.benchmark.nodes import RAY, NodeCluster, until
 from lsid_ray.train.run_folder import checkpoint_step
 
 SMALL = f"{TINY} --training.epochs 100000 --training.validate-every 50000 --training.checkpoint-every 60min"

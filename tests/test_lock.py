@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 
 import pytest
-from nodes import until
 
+from lsid_ray.benchmark.nodes import until
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.storage import AnyPath, to_path
 from lsid_ray.train import lock

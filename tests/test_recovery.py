@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 from conftest import Store
-from nodes import until
 from test_trainer import events
 
+from lsid_ray.benchmark.nodes import until
 from lsid_ray.config.schema import Experiment
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.model.checkpoint import METRICS, WEIGHTS, load_generator

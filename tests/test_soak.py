@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from nodes import NodeCluster, until
 from test_jobs import JOBS
 from test_trainer import events, validation_psnr, weights
 
+from lsid_ray.benchmark.nodes import NodeCluster, until
 from lsid_ray.train.run_folder import checkpoint_step
 
 KILL_EVERY_S, MINUTES = 120, 20

@@ -14,13 +14,13 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import free_ports
-from nodes import RAY, Node, NodeCluster, until
 from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.util import prepare_config
 from ray.util.state import list_nodes
 from ray.util.state.common import NodeState
 from test_jobs import TINY
 
+from lsid_ray.benchmark.nodes import RAY, Node, NodeCluster, until
 from lsid_ray.train.run_folder import checkpoint_step
 
 REPOSITORY = Path(__file__).parents[1]

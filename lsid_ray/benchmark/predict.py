@@ -6,11 +6,14 @@ from dataclasses import dataclass
 import torch
 
 from lsid_ray.benchmark.memory import peak_bytes
+from lsid_ray.config.checks import check_generator
 from lsid_ray.config.schema import GeneratorConfig
 from lsid_ray.errors import InputError
 from lsid_ray.inference.bands import predict, predict_bands
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.mosaic import LAYOUTS
+
+MAX_ROUNDS = 1000
 
 
 @dataclass(frozen=True)
@@ -33,6 +36,22 @@ class PredictTimes:
     def relative_speed(self) -> float | None:
         """Speed in bands, relative to the whole frame in one pass."""
         return None if self.whole_s is None else self.whole_s / self.bands_s
+
+
+def measure_sizes(c: GeneratorConfig, memory_bytes: int, rounds: int, use_gpu: bool) -> list[PredictTimes]:
+    """`measure_predict` for 12 and 61 megapixels, the latter once and in bands only.
+
+    Raises: InputError for a network or a number of rounds that is out of range, or if there is no GPU to use.
+    """
+    if not 1 <= rounds <= MAX_ROUNDS:
+        raise InputError(f"--rounds is {rounds}: expected 1 to {MAX_ROUNDS}")
+    check_generator(c)
+    return [
+        measure_predict(
+            c, height, width, memory_bytes=memory_bytes, rounds=count, with_whole=with_whole, use_gpu=use_gpu
+        )
+        for height, width, count, with_whole in ((2848, 4256, rounds, True), (6336, 9504, 1, False))
+    ]
 
 
 def measure_predict(

@@ -1,6 +1,7 @@
 """Ray clusters of several nodes on this machine, whose nodes can be killed."""
 
 import os
+import socket
 import subprocess
 import sys
 import time
@@ -9,9 +10,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
-from conftest import free_ports
 
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+
+
+def free_ports(count: int) -> list[int]:
+    """Unused ports on the loopback interface."""
+    sockets = [socket.socket() for _ in range(count)]
+    for each in sockets:
+        each.bind(("127.0.0.1", 0))
+    ports = [each.getsockname()[1] for each in sockets]
+    for each in sockets:
+        each.close()
+    return ports
 
 
 class Node:
@@ -26,6 +37,17 @@ class Node:
         while "Ray runtime started" not in self.log.read_text():
             assert self.process.poll() is None, self.log.read_text()
             time.sleep(0.1)
+
+    def ray_id(self) -> str:
+        """Its ID in Ray."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        options = [part for each in children for part in each.cmdline()]
+        return next(part.partition("=")[2] for part in options if part.startswith("--node-id="))
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers on it."""
+        children = psutil.Process(self.process.pid).children(recursive=True)
+        return [each for each in children if "RayTrainWorker" in " ".join(each.cmdline())]
 
     def kill(self) -> None:
         """Kill the node with everything on it, as a power cut would."""
