@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from lsid_ray.benchmark.faults import Recovery, check_faults, faults_table, measure_faults
 from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.benchmark.pack import measure_pack, pack_table
 from lsid_ray.benchmark.predict import PredictTimes, measure_predict, predict_table
@@ -55,3 +56,21 @@ def test_a_data_set_with_a_broken_file_is_not_benchmarked(cluster: None, data_ro
     broken.write_bytes(broken.read_bytes()[:1000])
     with pytest.raises(InputError, match=rf"1 files cannot be packed, so nothing to compare; short/{broken.name}: "):
         measure_pack(root, tmp_path)
+
+
+def test_the_table_of_faults_says_whose_result_differs():
+    lines = faults_table([Recovery("worker killed", 2.04, 14.0, 300, True), Recovery("driver", None, 20.0, 0)]).split(
+        "\n"
+    )
+    assert lines[1].split() == ["worker", "killed", "2.0", "14.0", "300", "yes"]
+    assert lines[2].split() == ["driver", "20.0", "0", "NO"]
+    with pytest.raises(InputError, match="--kills is -1: expected 0 to 1,000,000"):
+        check_faults(-1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.cluster
+@pytest.mark.timeout(3600)
+def test_every_fault_leaves_the_weights_of_an_undisturbed_run(tmp_path_factory: pytest.TempPathFactory):
+    recoveries, _ = measure_faults(tmp_path_factory.mktemp("b"), 400, 2, print)
+    assert len(recoveries) == 6 and all(recovery.is_equal for recovery in recoveries)
