@@ -22,7 +22,8 @@ SMALL = f"{TINY} --training.epochs 100000 --training.validate-every 50000 --trai
 @pytest.fixture
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
     """A head with 2 CPUs, and a node with 4."""
-    cluster = NodeCluster(tmp_path_factory.mktemp("i"), {"RAY_AUTH_MODE": "disabled"}, "--num-cpus=2")
+    environment = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}
+    cluster = NodeCluster(tmp_path_factory.mktemp("i"), environment, "--num-cpus=2")
     cluster.add("--num-cpus=4")
     yield cluster
     cluster.close()

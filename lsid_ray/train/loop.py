@@ -23,7 +23,7 @@ from lsid_ray.model.checkpoint import load_training_state
 from lsid_ray.train.heartbeat import SAVING, TRAINING, VALIDATING, WAITING_FOR_DATA, Heartbeat
 from lsid_ray.train.initial_weights import read_initial_weights
 from lsid_ray.train.preemption import PreemptionWatch
-from lsid_ray.train.run_folder import rate_scale, saved_checkpoints
+from lsid_ray.train.run_folder import rate_scale
 from lsid_ray.train.saver import Saver
 from lsid_ray.train.step import GanStep
 
@@ -31,11 +31,11 @@ LOG_SECONDS = 1.0  # between "train" events
 
 
 def training_loop(options: dict[str, Any]) -> None:
-    """Train from the latest checkpoint, or from the initial weights, to `stop_step`.
+    """Train from a checkpoint, or from the initial weights, to `stop_step`.
 
-    options: "experiment" (JSON), "shards" (folder), "folder" (of the run), "events" (handle of the
-    `train.events.EventBuffer` to which rank 0 writes), "rollbacks" (of the run so far), and "stop_step" (where this
-    call ends, while all schedules follow the whole experiment).
+    options: "experiment" (JSON), "shards" (folder), "folder" (of the run), "checkpoint" (folder, or None), "events"
+    (handle of the `train.events.EventBuffer` to which rank 0 writes), "rollbacks" (of the run so far), and "stop_step"
+    (where this call ends, while all schedules follow the whole experiment).
     """
     # --- Initialize
     experiment = from_json(options["experiment"], "the experiment")
@@ -60,19 +60,18 @@ def training_loop(options: dict[str, Any]) -> None:
 
     gan_step = GanStep(experiment, schedule.total_steps, device, wrap)
 
-    # --- Resume from the latest complete checkpoint; all workers take the one that rank 0 finds
-    found = [(saved_checkpoints(folder)[-1:], ray.get(events.is_stopping.remote())) if rank == 0 else None]
+    # --- Resume
+    is_abandoned = [ray.get(events.is_stopping.remote())]
     if world_size > 1:
-        dist.broadcast_object_list(found, src=0)
-    latest, is_abandoned = found[0]
-    if is_abandoned:  # the driver gave up while the workers were starting
+        dist.broadcast_object_list(is_abandoned, src=0)
+    if is_abandoned[0]:  # the driver gave up while the workers were starting
         return heartbeat.end()
-    for checkpoint in latest:
-        gan_step.load_state_dict(load_training_state(checkpoint.folder))
-    if experiment.init and not latest:
+    if options["checkpoint"]:
+        gan_step.load_state_dict(load_training_state(storage.to_path(options["checkpoint"])))
+    elif experiment.init:
         initial = read_initial_weights(experiment)
         gan_step.start_from(initial.generator, initial.discriminator)
-    saved_step = saver.last_step = gan_step.step
+    first_step = saved_step = saver.last_step = gan_step.step
     if rank == 0:
         start = {"step": gan_step.step, "total_steps": schedule.total_steps, "workers": world_size}
         events.put.remote({"kind": "start", **start})
@@ -117,6 +116,8 @@ def training_loop(options: dict[str, Any]) -> None:
                 return heartbeat.end()
             if means:
                 window.add(means)
+        if gan_step.step == first_step + 1 and not window.steps:
+            window = _LogWindow()  # the first wait for data belongs to the start, not to the rate
         if window.steps and (validating or window.seconds >= LOG_SECONDS):
             if rank == 0:
                 events.put.remote(_train_event(window, gan_step, epoch, training.batch_size))

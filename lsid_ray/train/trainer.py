@@ -7,7 +7,7 @@ from typing import Any
 
 import ray.data
 import ray.train
-from ray.train import CheckpointConfig, DataConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 from ray.train.v2.api.exceptions import PreemptionError  # not exported by ray.train (2.60)
 
@@ -18,7 +18,7 @@ from lsid_ray.config.schema import ClusterConfig, Experiment
 from lsid_ray.config.serialization import to_json
 from lsid_ray.data.index import Shards, open_shards
 from lsid_ray.data.schedule import Schedule
-from lsid_ray.data.stream import execution_options, training_stream
+from lsid_ray.data.split import StreamSplit
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.object_store import StoreError
 from lsid_ray.storage import AnyPath
@@ -32,12 +32,14 @@ from lsid_ray.train.loop import training_loop
 from lsid_ray.train.monitor import Monitor
 from lsid_ray.train.run_folder import (
     STOP,
+    SavedCheckpoint,
     add_rollback,
     checkpoint_step,
     claim_run,
     copy_best,
     read_rollbacks,
     remove_leftovers,
+    saved_checkpoints,
 )
 from lsid_ray.train.run_log import RunLog, open_log
 
@@ -122,7 +124,8 @@ def _train(
         buffer = start_buffer()
         describe = lambda: describe_wait(cluster)  # noqa: E731
         monitor = Monitor(buffer, log, folder / STOP, 60 * cluster.stall_minutes, describe, missing_workers)
-        trainer = _trainer(experiment, shards, schedule, folder, buffer, stop_step, workers)
+        checkpoint = next(reversed(saved_checkpoints(folder)), None)
+        trainer = _trainer(experiment, shards, schedule, folder, checkpoint, buffer, stop_step, workers)
         try:
             with monitor.watching():
                 _fit(trainer, monitor, log, folder, is_taken)
@@ -232,33 +235,17 @@ def _roll_back(experiment: Experiment, folder: AnyPath, log: RunLog) -> None:
     log.write({"kind": "rollback", "step": rollback.resumed_step, "reason": reason, **changes})
 
 
-class _DealtSamples(DataConfig):
-    """The training stream for as many workers as start, from the latest checkpoint; made at every start."""
-
-    def __init__(self, shards: Shards, schedule: Schedule, folder: AnyPath, cluster: ClusterConfig):
-        super().__init__(["train"], execution_options=execution_options(schedule))
-        self.shards, self.schedule, self.folder, self.cluster = shards, schedule, folder, cluster
-
-    def configure(
-        self, datasets: dict[str, ray.data.Dataset], world_size: int, *args: Any, **kwargs: Any
-    ) -> list[dict[str, ray.data.DataIterator]]:
-        """As in ray.train.DataConfig."""
-        start_step = min(checkpoint_step(self.folder), self.schedule.total_steps - 1)
-        readers, readers_on = self.cluster.readers, self.cluster.readers_on
-        stream = training_stream(self.shards, self.schedule, start_step, world_size, readers, readers_on)
-        return super().configure({name: stream for name in datasets}, world_size, *args, **kwargs)
-
-
 def _trainer(
     experiment: Experiment,
     shards: Shards,
     schedule: Schedule,
     folder: AnyPath,
+    checkpoint: SavedCheckpoint | None,
     buffer: Any,
     stop_step: int,
     workers: int,
 ) -> TorchTrainer:
-    """Ray's trainer for one attempt: from the latest checkpoint until the end or the first failure of a worker."""
+    """Ray's trainer for one attempt: from a checkpoint until the end or the first failure of a worker."""
     cluster = experiment.cluster
     filesystem, storage_path = storage.arrow_filesystem(folder.parent)
     fewest = cluster.min_workers or cluster.num_workers
@@ -269,6 +256,7 @@ def _trainer(
             "shards": shards.folder,
             "folder": str(folder),
             "events": buffer,
+            "checkpoint": checkpoint and str(checkpoint.folder),
             "rollbacks": read_rollbacks(folder),
             "stop_step": stop_step,
         },
@@ -290,6 +278,6 @@ def _trainer(
                 num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
             ),
         ),
-        datasets={"train": ray.data.from_items([0])},  # stands for what `_DealtSamples` makes of it
-        dataset_config=_DealtSamples(shards, schedule, folder, cluster),
+        datasets={"train": ray.data.from_items([0])},  # stands for what `StreamSplit` makes
+        dataset_config=StreamSplit(shards, schedule, checkpoint.step if checkpoint else 0, cluster),
     )
