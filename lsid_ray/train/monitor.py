@@ -47,6 +47,8 @@ class Monitor:
     """Whether the workers were asked to end after the current step."""
     resizing: bool = False
     """Whether that was to go on with more workers."""
+    has_trained: bool = False
+    """Whether the workers have got to a step."""
     beats: dict[int, Beat] = field(default_factory=dict)
     """The latest heartbeat of each worker."""
 
@@ -83,7 +85,9 @@ class Monitor:
             last = ended.wait(POLL_S)  # set before the last `take`, so that no event is left
             now = time.monotonic()
             if not self.stopping and now - last_stop_check >= STOP_CHECK_S:
-                last_stop_check, self.stopping = now, self._is_stop_requested()
+                last_stop_check = now
+                if self._is_stop_requested():
+                    self.stopping = True
             if last or now - last_node_check >= NODE_CHECK_S:
                 last_node_check, lost_before, lost = now, lost, lost_nodes()
                 for node in lost.keys() - lost_before.keys():
@@ -98,6 +102,7 @@ class Monitor:
                 self.log.write({"kind": "warning", "message": f"events of the workers are lost: {reason}"})
                 return
             waiting, self.beats = waiting and not beats, beats
+            self.has_trained = self.has_trained or any(beat.activity == TRAINING for beat in beats.values())
             for event in events:
                 self.log.write(event)
             if last:
@@ -112,12 +117,12 @@ class Monitor:
                 self.log.write({"kind": "waiting", "message": self.describe_wait(), "seconds": now - start})
 
     def _resize(self, has_lost_node: bool) -> None:
-        """Stop the workers if there is room for more, or if they hold all CPUs of a cluster that has become smaller."""
-        is_training = any(beat.activity == TRAINING for beat in self.beats.values())
-        if is_training and not self.stopping and self.missing_workers.have_joined(len(self.beats)):
+        """Stop the workers if there is room for more, or if those that start may leave no CPU to the readers."""
+        if not self.has_trained:
+            if has_lost_node:
+                self.kill_workers()
+        elif not self.stopping and self.missing_workers.have_joined(len(self.beats)):
             self.stopping = self.resizing = True
-        elif has_lost_node and self.beats and not is_training:
-            self.kill_workers()
 
     def _is_stop_requested(self) -> bool:
         try:

@@ -3,6 +3,7 @@
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import ray.data
@@ -122,8 +123,14 @@ def _train(
         workers = workers_to_start(cluster)
         missing_workers = MissingWorkers(cluster) if cluster.min_workers else None
         buffer = start_buffer()
-        describe = lambda: describe_wait(cluster)  # noqa: E731
-        monitor = Monitor(buffer, log, folder / STOP, 60 * cluster.stall_minutes, describe, missing_workers)
+        monitor = Monitor(
+            buffer=buffer,
+            log=log,
+            stop_file=folder / STOP,
+            stall_s=60 * cluster.stall_minutes,
+            describe_wait=partial(describe_wait, cluster),
+            missing_workers=missing_workers,
+        )
         checkpoint = next(reversed(saved_checkpoints(folder)), None)
         trainer = _trainer(experiment, shards, schedule, folder, checkpoint, buffer, stop_step, workers)
         try:
