@@ -48,8 +48,7 @@ class SweepDefinition:
     def trial_experiment(self, name: str, parameters: Parameters) -> Experiment:
         """The experiment of the trial (or ablation) `name`."""
         e = with_parameters(self.experiment, parameters)
-        training = dataclasses.replace(e.training, max_rollbacks=0)  # such a rate is no candidate
-        return dataclasses.replace(e, name=name, storage=str(self.folder / "trials"), training=training)
+        return dataclasses.replace(e, name=name, storage=str(self.folder / "trials"))
 
 
 def claim_sweep(definition: SweepDefinition) -> None:

@@ -4,6 +4,7 @@ Ray Tune allocates resources and stops trials. Its state is rebuilt at each star
 sweep resumes and does not repeat finished trials.
 """
 
+import dataclasses
 import os
 import queue
 import threading
@@ -132,6 +133,8 @@ class _TrialDriver(tune.Trainable):
 
     def _run(self) -> None:
         experiment = self.definition.trial_experiment(self.folder.name, self.parameters)
+        training = dataclasses.replace(experiment.training, max_rollbacks=0)  # a rate that diverges is no candidate
+        experiment = dataclasses.replace(experiment, training=training)
         reason = ""
         try:
             run = train(
