@@ -217,8 +217,11 @@ def worker_count(config: ClusterConfig) -> int:
     return next(fitting, least)
 
 
-def describe_wait(config: ClusterConfig) -> str:
-    """What a run waits for: "2 workers with 1 CPU each: 0.5 of 2 CPUs free"."""
+def describe_wait(config: ClusterConfig, have_workers: bool = False) -> str:
+    """What a run waits for: "2 workers with 1 CPU each: 0.5 of 2 CPUs free", or, when they have started, for data."""
+    if have_workers:
+        needs = {"CPU": REPARTITION_CPUS + config.readers * CPUS_PER_READER}
+        return f"data, whose readers need {format_amounts(needs)}: {describe_free(needs)}"
     needs, least = worker_needs(config), config.min_workers or config.num_workers
     workers = "1 worker" if least == 1 else f"{least} workers"
     return f"{workers} with {format_amounts(needs)} each: {describe_free(needs)}"

@@ -1,7 +1,8 @@
-"""How much of the cluster a run may take."""
+"""Joining a cluster, and how much of it a run may take."""
 
 import json
 import os
+import re
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,6 +14,7 @@ import yaml
 from ray.autoscaler._private.util import prepare_config
 
 from lsid_ray import cluster as cluster_module
+from lsid_ray.benchmark.nodes import NodeCluster
 from lsid_ray.capacity import HEAD, Capacity, at_limits
 from lsid_ray.cluster import check_capacity, connect
 from lsid_ray.config.presets import PRESETS
@@ -133,3 +135,41 @@ def test_a_cluster_that_a_job_starts_listens_on_the_loopback_only() -> None:
     assert done.returncode == 0, done.stderr
     listeners = json.loads(done.stdout.splitlines()[-1])
     assert len(listeners) > 5 and set(listeners) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+CONNECT = """
+from lsid_ray import cluster
+from lsid_ray.commandline import run_job
+run_job(cluster.connect)
+import ray
+print(ray.cluster_resources()["CPU"])
+"""
+
+
+@pytest.mark.cluster
+@pytest.mark.timeout(200)
+def test_a_cluster_is_joined_with_its_token_and_a_wrong_one_is_one_line(
+    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any plain job leaves a token behind, and `ray start` demands it from then on."""
+    monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
+    token = tmp_path / ".ray" / "auth_token"
+    token.parent.mkdir()
+    token.write_text("0123456789abcdef" * 4)
+    nodes = NodeCluster(tmp_path_factory.mktemp("j"), {"HOME": str(tmp_path)}, "--num-cpus=2")
+
+    def join(**environment: str) -> subprocess.CompletedProcess:
+        return subprocess.run(
+            [sys.executable, "-c", CONNECT],
+            env=nodes.environment | environment, capture_output=True, text=True, timeout=100,
+        )  # fmt: skip
+
+    try:
+        done = join()
+        port = nodes.address.rpartition(":")[2]
+        assert re.fullmatch(rf"joining the Ray cluster at \S+:{port}\n2\.0\n", done.stdout) and not done.stderr, done
+        for environment in ({"RAY_AUTH_TOKEN": "wrong" * 8}, {"RAY_ADDRESS": "127.0.0.1:1"}, {"RAY_ADDRESS": "there"}):
+            done = join(**environment)
+            assert done.returncode == 2 and done.stderr.count("\n") == 1 and done.stderr.startswith("error: "), done
+    finally:
+        nodes.close()

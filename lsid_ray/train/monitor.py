@@ -14,7 +14,7 @@ from lsid_ray.cluster import lost_nodes
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.elastic import MissingWorkers
-from lsid_ray.train.heartbeat import TRAINING, Beat, StallDetector
+from lsid_ray.train.heartbeat import TRAINING, WAITING_FOR_DATA, Beat, StallDetector
 from lsid_ray.train.run_log import RunLog
 
 POLL_S = 0.5  # between calls of `EventBuffer.take`
@@ -35,8 +35,8 @@ class Monitor:
     """Creating it ends the run."""
     stall_s: float
     """Seconds without progress after which the workers that hang are killed; 0: never."""
-    describe_wait: Callable[[], str]
-    """Says what the run waits for until its workers have started."""
+    describe_wait: Callable[[bool], str]
+    """Says what the run waits for before its first step; called with whether its workers have started."""
     missing_workers: MissingWorkers | None = None
     """The workers that the run lacks; None if it never takes more."""
     stall: str = ""
@@ -78,8 +78,8 @@ class Monitor:
                 raise error
 
     def _watch(self, ended: threading.Event) -> None:
-        start = last_shown = last_stop_check = last_node_check = time.monotonic()
-        waiting, lost = True, lost_nodes()
+        wait_start = last_shown = last_stop_check = last_node_check = time.monotonic()
+        lost = lost_nodes()
         detector = StallDetector(self.stall_s)
         while True:
             last = ended.wait(POLL_S)  # set before the last `take`, so that no event is left
@@ -101,8 +101,11 @@ class Monitor:
                 reason = str(error).splitlines()[0]
                 self.log.write({"kind": "warning", "message": f"events of the workers are lost: {reason}"})
                 return
-            waiting, self.beats = waiting and not beats, beats
-            self.has_trained = self.has_trained or any(beat.activity == TRAINING for beat in beats.values())
+            started, self.beats = bool(beats), beats
+            activities = {beat.activity for beat in beats.values()}
+            self.has_trained = self.has_trained or TRAINING in activities
+            if self.has_trained or activities - {WAITING_FOR_DATA}:
+                wait_start = now
             for event in events:
                 self.log.write(event)
             if last:
@@ -112,9 +115,10 @@ class Monitor:
                 for beat in stalled.values():
                     ray.kill(beat.actor)
                 detector = StallDetector(self.stall_s)
-            if waiting and now - start >= QUIET_WAIT_S and now - last_shown >= WAIT_LINE_S:
+            waited_s = now - wait_start
+            if waited_s >= QUIET_WAIT_S and now - last_shown >= WAIT_LINE_S:
                 last_shown = now
-                self.log.write({"kind": "waiting", "message": self.describe_wait(), "seconds": now - start})
+                self.log.write({"kind": "waiting", "message": self.describe_wait(started), "seconds": waited_s})
 
     def _resize(self, has_lost_node: bool) -> None:
         """Stop the workers if there is room for more, or if those that start may leave no CPU to the readers."""
