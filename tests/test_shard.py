@@ -69,13 +69,13 @@ def test_a_window_outside_the_frame_is_refused(window: tuple[int, int, int, int]
 
 def test_reading_a_window_reads_only_the_tiles_it_overlaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shard = write_pixels(tmp_path, "a.parquet", noise(1, 20, 28), tile=8)
-    read_row_groups, groups = pq.ParquetFile.read_row_groups, []
+    tile, groups = shard_module._MappedShard.tile, []
 
-    def recording(file: pq.ParquetFile, row_groups: list[int]) -> pa.Table:
-        groups.extend(row_groups)
-        return read_row_groups(file, row_groups)
+    def recording(mapped: shard_module._MappedShard, group: int, size: int) -> tuple[memoryview, bytes]:
+        groups.append(group)
+        return tile(mapped, group, size)
 
-    monkeypatch.setattr(pq.ParquetFile, "read_row_groups", recording)
+    monkeypatch.setattr(shard_module._MappedShard, "tile", recording)
     for window, expected in (((0, 0, 8, 8), [0]), ((7, 7, 2, 2), [0, 1, 4, 5]), ((16, 24, 4, 4), [11])):
         groups.clear()
         read_window(str(tmp_path), shard, *window)
@@ -238,12 +238,16 @@ def test_a_shard_is_hashed_once_by_all_processes_of_a_job(cluster: None, tmp_pat
 
 
 def test_no_flipped_bit_of_a_range_goes_unnoticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Objects are not hashed as a whole. Here a file is read as they are."""
+    """Objects are not hashed as a whole. Here a file on a disk is read as they are."""
     pixels = noise(2, 16, 16) % 256
     pixels[0, 3, 3] = 9999
     shard = write_pixels(tmp_path, "a.parquet", pixels, tile=8)
     path, content = tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()
-    monkeypatch.setattr(shard_module, "check_content", lambda *_: None)
+
+    def fetch(path: Path, shard: Shard, batches: list[list[tuple[int, int]]]) -> Iterator[dict]:
+        return shard_module._fetch_tiles(path, shard, [[group for group, _ in batch] for batch in batches], 0.0)
+
+    monkeypatch.setattr(shard_module, "_map_tiles", fetch)
     checked = functools.partial(pq.ParquetFile, page_checksum_verification=True)
     monkeypatch.setattr(pq, "ParquetFile", lambda source, metadata, **_: checked(source))
     found = 0

@@ -42,15 +42,17 @@ def content_problem(path: AnyPath, size: int, xxh128: str) -> str:
     return ""
 
 
-def check_content(path: Path, size: int, xxh128: str) -> None:
+def check_content(path: Path, size: int, xxh128: str) -> tuple[int, ...]:
     """Check a file on a disk once per node and Ray job, and again whenever it has been changed or replaced.
 
-    Reading a shard of SID for the check takes as long as reading two crops. Raises: InputError if it is missing,
-    unreadable for this user or not what the index says; OSError if the disk fails.
+    Returns what tells the checked file from one that replaces it. Raises: InputError if it is missing, unreadable for
+    this user or not what the index says; OSError if the disk fails.
     """
     try:
         stat = path.stat()
-        _check_once(path, (stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns), size, xxh128)
+        identity = stat.st_dev, stat.st_ino, stat.st_size, stat.st_mtime_ns
+        _check_once(path, identity, size, xxh128)
+        return identity
     except (FileNotFoundError, NotADirectoryError):
         raise InputError(f"{path}: is missing: {ADVICE}") from None
     except PermissionError as error:

@@ -139,13 +139,17 @@ class Shards:
         ]
         return hashlib.sha256(json.dumps(pairs).encode()).hexdigest()
 
-    def short_window(self, pair: Pair, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """(C, height, width) uint16 of the packed planes, from packed pixel (y, x)."""
-        return read_window(self.folder, pair.short.shard, y, x, height, width, self.cache_gb)
+    def short_window(
+        self, pair: Pair, y: int, x: int, height: int, width: int, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(C, height, width) uint16 of the packed planes, from packed pixel (y, x). out: array to write to."""
+        return read_window(self.folder, pair.short.shard, y, x, height, width, self.cache_gb, out)
 
-    def long_window(self, pair: Pair, y: int, x: int, height: int, width: int) -> np.ndarray:
-        """(3, height, width) uint16 of the reference rendering, from sensel (y, x)."""
-        return read_window(self.folder, pair.long.shard, y, x, height, width, self.cache_gb)
+    def long_window(
+        self, pair: Pair, y: int, x: int, height: int, width: int, out: np.ndarray | None = None
+    ) -> np.ndarray:
+        """(3, height, width) uint16 of the reference rendering, from sensel (y, x). out: array to write to."""
+        return read_window(self.folder, pair.long.shard, y, x, height, width, self.cache_gb, out)
 
     def planes(self, pair: Pair) -> np.ndarray:
         """All packed planes of the short exposure: (C, h, w) uint16."""

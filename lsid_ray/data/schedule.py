@@ -87,10 +87,21 @@ class Schedule:
         return self.steps_per_epoch * self.training.epochs
 
     def order(self, epoch: int) -> np.ndarray:
-        """Index of the pair of each sample of one epoch: (steps_per_epoch * batch_size,) int64."""
-        random = np.random.default_rng([self.training.seed, 0, epoch])
-        drawn = np.array([pairs[random.integers(len(pairs))] for pairs in self._candidates])
-        return np.resize(random.permutation(drawn), self.steps_per_epoch * self.training.batch_size)
+        """Index of the pair of each sample of one epoch: (steps_per_epoch * batch_size,) int64, read-only."""
+        if epoch not in self._orders:
+            random = np.random.default_rng([self.training.seed, 0, epoch])
+            drawn = np.array([pairs[random.integers(len(pairs))] for pairs in self._candidates])
+            order = np.resize(random.permutation(drawn), self.steps_per_epoch * self.training.batch_size)
+            order.flags.writeable = False
+            if len(self._orders) > 1:  # a block may span the end of an epoch
+                self._orders.pop(min(self._orders))
+            self._orders[epoch] = order
+        return self._orders[epoch]
+
+    @cached_property
+    def _orders(self) -> dict[int, np.ndarray]:
+        """The latest orders by epoch, which many blocks ask for."""
+        return {}
 
     def samples(self, numbers: Iterable[int]) -> list[Crop]:
         """The crops with these sample numbers, counted from 0 over the run."""

@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import fields
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,6 @@ from ray.exceptions import RayTaskError
 
 from lsid_ray import storage
 from lsid_ray.cluster import CPUS_PER_READER
-from lsid_ray.data.batch import Batch
 from lsid_ray.data.index import Shards
 from lsid_ray.data.schedule import Crop, Schedule
 from lsid_ray.errors import InputError
@@ -29,7 +28,6 @@ NUMBERING_CPUS = 0.01  # `ray.data.range` would reserve a full CPU
 MIN_RESOURCE = 1e-4  # smallest amount of a resource that a Ray actor can request
 REMOTE_READ_THREADS = 16  # per reader, for shards in an object store
 MAX_NUMBERS_PER_BATCH = 1 << 16
-COLUMNS = tuple(field.name for field in fields(Batch))
 SCHEDULING_PAUSE_S = 0.02  # per iteration of Ray's scheduling loop, which handles all blocks that are ready
 
 
@@ -146,30 +144,41 @@ class _CropReader:
         self.map = ThreadPoolExecutor(REMOTE_READ_THREADS).map if is_remote else map
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
+        numbers, crops = batch["sample"], self.schedule.samples(batch["sample"])
+        layout, side = self.schedule.layout, self.schedule.window_side
+        short = np.empty((len(crops), len(layout.colors), side, side), np.uint16)
+        long = np.empty((len(crops), 3, layout.block * side, layout.block * side), np.uint16)
         try:
-            rows = list(self.map(self._row, batch["sample"], self.schedule.samples(batch["sample"])))
+            list(self.map(self._read, crops, short, long))
         except OSError as error:  # as plain text, because Ray changes the arguments of exceptions
             raise OSError(f"{error.filename or self.shards.folder}: {error.strerror or error}") from None
-        return {name: np.stack(column) for name, column in zip(COLUMNS, zip(*rows, strict=True), strict=True)}
+        pairs = [self.shards.pairs[crop.pair] for crop in crops]
+        return {
+            "sample": numbers,
+            "pair": np.array([pair.name for pair in pairs]),
+            "short": short,
+            "long": long,
+            "black": np.stack([pair.short.plane_black for pair in pairs]),
+            "white": np.array([pair.short.white for pair in pairs], np.float32),
+            "white_balance": np.array([pair.short.white_balance for pair in pairs], np.float32),
+            "srgb_from_camera": np.stack([_srgb_from_camera(pair.short.color_matrix) for pair in pairs]),
+            "ratio": np.array([pair.ratio for pair in pairs], np.float32),
+            "flips": np.array([(crop.flip_rows, crop.flip_columns, crop.transpose) for crop in crops]),
+        }
 
-    def _row(self, number: np.int64, crop: Crop) -> tuple[Any, ...]:
-        """The values of one sample, in the order of COLUMNS."""
+    def _read(self, crop: Crop, short: np.ndarray, long: np.ndarray) -> None:
+        """Read the pixels of one sample into its place in the block."""
         side, block = self.schedule.window_side, self.schedule.layout.block
         pair = self.shards.pairs[crop.pair]
         top, _, left, _ = pair.short.padding
+        self.shards.short_window(pair, crop.y, crop.x, side, side, out=short)
         y, x = block * crop.y - top, block * crop.x - left
-        return (
-            number,
-            pair.name,
-            self.shards.short_window(pair, crop.y, crop.x, side, side),
-            self.shards.long_window(pair, y, x, block * side, block * side),
-            pair.short.plane_black,
-            np.float32(pair.short.white),
-            np.asarray(pair.short.white_balance, np.float32),
-            srgb_from_camera(pair.short.color_matrix).astype(np.float32),
-            np.float32(pair.ratio),
-            np.array([crop.flip_rows, crop.flip_columns, crop.transpose]),
-        )
+        self.shards.long_window(pair, y, x, block * side, block * side, out=long)
+
+
+@lru_cache(maxsize=4096)
+def _srgb_from_camera(color_matrix: tuple[tuple[float, ...], ...]) -> np.ndarray:
+    return srgb_from_camera(color_matrix).astype(np.float32)
 
 
 def check_order(numbers: np.ndarray, step: int, batch_size: int, num_workers: int) -> None:
