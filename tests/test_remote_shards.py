@@ -8,7 +8,7 @@ import pytest
 from conftest import Store
 
 from lsid_ray import storage
-from lsid_ray.data import shard
+from lsid_ray.data import window
 from lsid_ray.data.index import open_shards
 from lsid_ray.errors import InputError
 from lsid_ray.object_store import RemotePath, StoreError
@@ -57,7 +57,7 @@ def test_a_damaged_object_is_named(remote_shards: RemotePath, monkeypatch: pytes
     good, start = victim.read_bytes(), len(victim.read_bytes()) // 20  # in the first tile
     flipped = good[:start] + bytes([good[start] ^ 1]) + good[start + 1 :]
     exchanged = (remote_shards / other.shard.path).read_bytes()
-    monkeypatch.setattr(shard, "_footer", shard._footer.__wrapped__)  # not cached
+    monkeypatch.setattr(window, "_footer", window._footer.__wrapped__)  # not cached
     advice = r": restore it with jobs/pack\.py repair$"
     for content, reason in [
         (flipped, r"its content is not what the index says \(xxh128 \w{32}, expected \w{32}\)"),
@@ -72,7 +72,7 @@ def test_a_damaged_object_is_named(remote_shards: RemotePath, monkeypatch: pytes
     victim.write_bytes(exchanged)
     longer = replace(pair.long.shard, bytes=len(exchanged))
     with pytest.raises(InputError, match=rf"^{victim}: is the shard of {other.shard.path}, packed from .*{advice}"):
-        shard.read_window(str(remote_shards), longer, 0, 0, 8, 8)
+        window.read_window(str(remote_shards), longer, 0, 0, 8, 8)
 
 
 def test_an_intact_object_that_cannot_be_read_is_the_stores_failure(

@@ -15,9 +15,10 @@ import ray
 import xxhash
 
 from lsid_ray.data import checksum
-from lsid_ray.data import shard as shard_module
+from lsid_ray.data import window as window_module
 from lsid_ray.data.checksum import file_xxh128
-from lsid_ray.data.shard import Shard, black_offset, read_metadata, read_window, write_shard
+from lsid_ray.data.shard import Shard, black_offset, read_metadata, write_shard
+from lsid_ray.data.window import read_window
 from lsid_ray.errors import InputError
 
 SIZES = [(8, 8), (1, 1), (7, 23), (16, 24), (17, 25), (40, 9)]
@@ -69,13 +70,13 @@ def test_a_window_outside_the_frame_is_refused(window: tuple[int, int, int, int]
 
 def test_reading_a_window_reads_only_the_tiles_it_overlaps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     shard = write_pixels(tmp_path, "a.parquet", noise(1, 20, 28), tile=8)
-    tile, groups = shard_module._MappedShard.tile, []
+    tile, groups = window_module._MappedShard.tile, []
 
-    def recording(mapped: shard_module._MappedShard, group: int, size: int) -> tuple[memoryview, bytes]:
+    def recording(mapped: window_module._MappedShard, group: int, size: int) -> tuple[memoryview, bytes]:
         groups.append(group)
         return tile(mapped, group, size)
 
-    monkeypatch.setattr(shard_module._MappedShard, "tile", recording)
+    monkeypatch.setattr(window_module._MappedShard, "tile", recording)
     for window, expected in (((0, 0, 8, 8), [0]), ((7, 7, 2, 2), [0, 1, 4, 5]), ((16, 24, 4, 4), [11])):
         groups.clear()
         read_window(str(tmp_path), shard, *window)
@@ -245,9 +246,9 @@ def test_no_flipped_bit_of_a_range_goes_unnoticed(tmp_path: Path, monkeypatch: p
     path, content = tmp_path / "a.parquet", (tmp_path / "a.parquet").read_bytes()
 
     def fetch(path: Path, shard: Shard, batches: list[list[tuple[int, int]]]) -> Iterator[dict]:
-        return shard_module._fetch_tiles(path, shard, [[group for group, _ in batch] for batch in batches], 0.0)
+        return window_module._fetch_tiles(path, shard, [[group for group, _ in batch] for batch in batches], 0.0)
 
-    monkeypatch.setattr(shard_module, "_map_tiles", fetch)
+    monkeypatch.setattr(window_module, "_map_tiles", fetch)
     checked = functools.partial(pq.ParquetFile, page_checksum_verification=True)
     monkeypatch.setattr(pq, "ParquetFile", lambda source, metadata, **_: checked(source))
     found = 0

@@ -21,7 +21,8 @@ import numpy as np
 from pydantic import TypeAdapter, ValidationError
 
 from lsid_ray import storage
-from lsid_ray.data.shard import VERSION, Shard, iter_tiles, read_window, shard_entry
+from lsid_ray.data.shard import VERSION, Shard, iter_tiles, shard_entry
+from lsid_ray.data.window import read_window
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import FrameMetadata, RawFrame
 from lsid_ray.raw.mosaic import MAX_RATIO, layout_of, pack_black, phase_padding, unpack
