@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import ray
+import torch
 from ray.data import Dataset
 from test_shard import flipped, messages_of_damage
 
@@ -41,7 +42,7 @@ def opened(shards: Path) -> Shards:
 
 @ray.remote(num_cpus=0.1)
 def consume(iterator: ray.data.DataIterator, num_workers: int) -> list[list[int]]:
-    return [batch["sample"].tolist() for batch in local_batches(iterator, TRAINING.batch_size, num_workers)]
+    return [batch.sample for batch in local_batches(iterator, TRAINING.batch_size, num_workers, torch.device("cpu"))]
 
 
 def read_steps(dataset: Dataset, schedule: Schedule, num_workers: int) -> list[list[list[int]]]:
@@ -60,7 +61,7 @@ def test_a_step_has_the_same_samples_for_any_number_of_workers(opened: Shards, n
     assert len(workers[0]) == schedule.total_steps
     for step, batches in enumerate(zip(*workers, strict=True)):
         for batch in batches:
-            check_order(np.array(batch), step, TRAINING.batch_size, num_workers)
+            check_order(batch, step, TRAINING.batch_size, num_workers)
         assert sorted(number for batch in batches for number in batch) == list(range(4 * step, 4 * step + 4))
 
 
@@ -91,9 +92,9 @@ def test_crops_are_the_scheduled_windows_of_the_shards(opened: Shards) -> None:
 
 @pytest.mark.parametrize("numbers", [[0, 1], [4, 4], [3, 4], [4, 5, 6], [5, 6], [8, 9]])
 def test_samples_of_another_step_or_worker_are_refused(numbers: list[int]) -> None:
-    check_order(np.array([6, 7]), 1, 4, 2)
+    check_order([6, 7], 1, 4, 2)
     with pytest.raises(AssertionError, match="step 1"):
-        check_order(np.array(numbers), 1, 4, 2)
+        check_order(numbers, 1, 4, 2)
 
 
 def test_blocks_hold_complete_steps_or_a_fraction_of_one_and_are_bounded_in_size() -> None:
@@ -133,7 +134,7 @@ def error_of(shards: Shards) -> tuple[type, str]:
 
     def read(iterator: ray.data.DataIterator) -> tuple[type, str]:
         try:
-            for _ in local_batches(iterator, 4, 1):
+            for _ in local_batches(iterator, 4, 1, torch.device("cpu")):
                 pass
         except Exception as error:
             return type(error), str(error)
@@ -156,7 +157,7 @@ def test_a_damaged_shard_ends_the_stream_with_one_line_that_names_it(shards: Pat
 
 def test_a_store_that_fails_ends_the_stream_with_one_line(opened: Shards) -> None:
     class Failing(Shards):
-        def short_window(self, *_: object) -> np.ndarray:
+        def short_window(self, *_: object, **__: object) -> np.ndarray:
             raise StoreError(errno.EIO, "does not answer", "s3://bucket/short/x.parquet")
 
     failing = Failing(**{field.name: getattr(opened, field.name) for field in dataclasses.fields(opened)})

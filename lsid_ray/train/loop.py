@@ -14,7 +14,6 @@ from ray.train.torch import get_device, prepare_model
 from lsid_ray import storage
 from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import from_json
-from lsid_ray.data.batch import Batch
 from lsid_ray.data.index import open_shards
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.stream import check_order, local_batches
@@ -78,22 +77,22 @@ def training_loop(options: dict[str, Any]) -> None:
 
     # --- Train
     skipped_steps = {rollback.skipped_step for rollback in options["rollbacks"]}
-    batches = local_batches(stream, training.batch_size, world_size)
+    batches = local_batches(stream, training.batch_size, world_size, device)
     pending: deque[tuple[int, list[str], torch.Tensor, list[str]]] = deque()
     window = _LogWindow()
     while gan_step.step < stop_step:
         heartbeat.begin(WAITING_FOR_DATA, gan_step.step)
         wait_start = time.perf_counter()
-        columns = next(batches)
+        batch = next(batches)
         window.waiting += time.perf_counter() - wait_start
         heartbeat.begin(TRAINING, gan_step.step)
-        check_order(columns["sample"], gan_step.step, training.batch_size, world_size)
+        check_order(batch.sample, gan_step.step, training.batch_size, world_size)
         if gan_step.step in skipped_steps:
             gan_step.skip()
             losses = {}
         else:
             gan_step.rate_scale = rate_scale(options["rollbacks"], gan_step.step)
-            losses = gan_step(Batch.from_columns(columns, device))
+            losses = gan_step(batch)
         requests = [heartbeat.stopping, saver.is_due(gan_step.step), preemption.is_due()]
         requested = [torch.full((), float(request and rank == 0), device=device) for request in requests]
         total = torch.stack([*losses.values(), *requested]) / world_size
@@ -104,7 +103,7 @@ def training_loop(options: dict[str, Any]) -> None:
         epoch, step_in_epoch = divmod(gan_step.step, schedule.steps_per_epoch)
         validating = step_in_epoch == 0 and (epoch % training.validate_every == 0 or gan_step.step == stop_step)
         saving = stopping = False
-        pending.append((gan_step.step - 1, list(losses), total, columns["pair"].tolist()))
+        pending.append((gan_step.step - 1, list(losses), total, batch.pair))
         while len(pending) > (0 if validating or saving else 1):
             number, names, values, pairs = pending.popleft()
             *values, stop, due, ask = values.tolist()  # every worker sees the same means, and so the same requests
