@@ -20,7 +20,7 @@ from lsid_ray import storage
 from lsid_ray.raw.mosaic import PackedView
 from lsid_ray.storage import AnyPath
 
-VERSION = 6  # increased whenever the same raw file would give a different shard
+VERSION = 7  # increased whenever the same raw file would give a different shard
 TILE_SIDE = 256  # packed pixels; the tiles of a long exposure cover as many blocks of sensels
 METADATA_KEY = b"lsid_ray"  # key of a shard's metadata in the Parquet file's
 STORED_BLACK = 128

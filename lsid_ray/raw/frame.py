@@ -15,6 +15,7 @@ import rawpy
 import tifffile
 
 from lsid_ray.errors import InputError
+from lsid_ray.raw.black import DNG_VERSION, dng_black_levels
 from lsid_ray.raw.color import XYZ_FROM_SRGB
 from lsid_ray.raw.names import exposure_from_name
 from lsid_ray.storage import is_utf8
@@ -22,6 +23,8 @@ from lsid_ray.storage import is_utf8
 # tifffile logs warnings about unusual camera tags; errors in a file are reported by LibRaw instead.
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
+MAX_ZEROS, ZEROS_STEP = 0.02, 5  # share of the sensels, looked at every 5 rows and columns: not always the same color
+MIN_BLACK_OF_ZEROS = 16.0  # noise does not get from there to 0
 MAX_PAGES = 100  # of a TIFF; cameras write at most about 10
 _MAX_EXPOSURE_S = 86400.0  # a longer time means that the tag is damaged
 
@@ -132,18 +135,23 @@ def frame_from_libraw(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
     """
     path = Path(path)
     cfa, colors = _cfa(raw, path)
-    black = _xtrans_black_from_dng(path) if len(cfa) == 36 else None
     white = float(raw.white_level)
-    black = black or tuple(float(raw.black_level_per_channel[color]) for color in colors)
+    mosaic, black = _levelled(raw, path, colors)
     if not max(black) < white:
         raise InputError(f"{path}: black level {max(black):g} and white level {white:g}; expected black below white")
+    zeros = float(np.mean(mosaic[::ZEROS_STEP, ::ZEROS_STEP] == 0))
+    if zeros > MAX_ZEROS and min(black) > MIN_BLACK_OF_ZEROS:
+        raise InputError(
+            f"{path}: {zeros:.0%} of its sensels are 0, far below the black level of {min(black):g}; expected a whole "
+            "image, part of it is missing"
+        )
     shutter_s, iso = _decimal(raw.other.shutter_speed), _decimal(raw.other.iso_speed)
     aperture, focal_length = _decimal(raw.other.aperture), _decimal(raw.other.focal_length)
     # LibRaw returns 1 s, f/1 and ISO 0 for a file whose exposure tags are all zero.
     untagged = (shutter_s, iso, aperture) == (1, 0, 1)
     exposure_known = 0 < shutter_s < _MAX_EXPOSURE_S and not untagged
     return RawFrame(
-        mosaic=raw.raw_image_visible,
+        mosaic=mosaic,
         cfa=cfa,
         black=black,
         white=white,
@@ -162,32 +170,66 @@ def frame_from_libraw(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
 
 def _cfa(raw: rawpy.RawPy, path: Path) -> tuple[str, list[int]]:
     """Letters and LibRaw color indices of the repeating pattern, from the first sensel of the visible area."""
+    if abs(raw.sizes.pixel_aspect - 1) > 0.001:
+        aspect = f"{raw.sizes.pixel_aspect:.3g}"
+        raise InputError(f"{path}: its pixels are {aspect} times as wide as high; expected square ones")
     pattern = raw.raw_pattern if raw.raw_type == rawpy.RawType.Flat else None
     if pattern is None or raw.raw_image is None or raw.raw_image.dtype != np.uint16:
         raise InputError(
             f"{path}: no color filter array (linear, layered or floating-point data); expected Bayer or X-Trans"
         )
-    if pattern.shape == (6, 6):
-        # LibRaw's X-Trans pattern begins at the corner of the full sensor, its Bayer pattern at the visible area.
-        pattern = np.roll(pattern, (-raw.sizes.top_margin, -raw.sizes.left_margin), axis=(0, 1))
-    colors = [int(color) for color in pattern.ravel()]
-    cfa = "".join(raw.color_desc.decode()[color] for color in colors)
+    if raw.num_colors == 1:
+        raise InputError(f"{path}: monochrome; expected a color filter array, Bayer or X-Trans")
+    top, left = raw.sizes.top_margin, raw.sizes.left_margin
+    # Not from `pattern`: of X-Trans rawpy reads it beyond its ends if a margin is larger than 6 (rawpy 0.25).
+    colors = [int(raw.raw_color(top + y, left + x)) for y, x in np.ndindex(pattern.shape)]
+    names = raw.color_desc.decode()
+    cfa = "".join(names[color] if color < len(names) else "?" for color in colors)
     if pattern.shape not in ((2, 2), (6, 6)) or set(cfa) != set("RGB"):
         raise InputError(f"{path}: color filter array {cfa!r}; expected Bayer or X-Trans in R, G and B")
     return cfa, colors
 
 
-def _xtrans_black_from_dng(path: Path) -> tuple[float, ...] | None:
-    """A DNG's 6x6 black levels, of which rawpy returns only the lowest; None if the file has none."""
+def libraw_black(raw: rawpy.RawPy, colors: list[int]) -> tuple[float, ...]:
+    """LibRaw's black levels by CFA position, DN."""
+    return tuple(float(raw.black_level_per_channel[color]) for color in colors)
+
+
+def is_read_by_libraw_as(raw: rawpy.RawPy, frame: RawFrame) -> bool:
+    """Whether LibRaw renders a file with the levels and the white balance of its frame.
+
+    If the file has no white balance, LibRaw estimates one from the scene.
+    """
+    black = libraw_black(raw, _cfa(raw, Path(frame.source))[1])
+    has_white_balance = all(math.isfinite(gain) and gain > 0 for gain in raw.camera_whitebalance[:3])
+    return has_white_balance and frame.black == black and np.array_equal(frame.mosaic, raw.raw_image_visible)
+
+
+def _levelled(raw: rawpy.RawPy, path: Path, colors: list[int]) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The visible mosaic and its black levels by CFA position.
+
+    If a DNG has levels that depend on more than that position, the difference is taken from the mosaic, rounded.
+    """
+    mosaic, period = raw.raw_image_visible, math.isqrt(len(colors))
+    levels = None
     try:
         with tifffile.TiffFile(path) as file:
-            page = next(page for page in _tiff_pages(file) if page.photometric == tifffile.PHOTOMETRIC.CFA)
-            if tuple(page.tags[50713].value) != (6, 6):  # BlackLevelRepeatDim
-                return None
-            values = np.array(page.tags[50714].value, np.float64).reshape(36, -1)  # BlackLevel, possibly rational
-    except Exception:  # not a DNG, or without 6x6 levels: use LibRaw's
-        return None
-    return tuple((values[:, 0] / values[:, -1] if values.shape[1] == 2 else values[:, 0]).tolist())
+            if DNG_VERSION in file.pages.first.tags:
+                visible = (raw.sizes.top_margin, raw.sizes.left_margin, *mosaic.shape)
+                levels = dng_black_levels(path, _tiff_pages(file), raw.raw_image.shape, visible)
+    except InputError:
+        raise
+    except Exception:  # not a TIFF, or damaged tags: LibRaw's levels are used
+        levels = None
+    if levels is None:
+        return mosaic, libraw_black(raw, colors)
+    if (black := levels.of_cfa(period)) is not None:
+        return mosaic, tuple(black.ravel().tolist())
+    exact = levels.of_mosaic(*mosaic.shape)
+    black = np.array([[exact[y::period, x::period].mean() for x in range(period)] for y in range(period)]).round()
+    mean = np.tile(black, [-(-side // period) for side in mosaic.shape])[: mosaic.shape[0], : mosaic.shape[1]]
+    levelled = np.rint(mosaic - (exact - mean)).clip(0, 65535).astype(np.uint16)
+    return levelled, tuple(black.ravel().tolist())
 
 
 def _white_balance(raw: rawpy.RawPy) -> tuple[float, float, float]:
@@ -216,7 +258,10 @@ def _check_container(path: Path) -> None:
     """
     try:
         with tifffile.TiffFile(path) as file:
-            image = max(_tiff_pages(file), key=lambda page: page.imagewidth * page.imagelength)
+            pages = list(_tiff_pages(file))
+            raw_pages = [page for page in pages if page.photometric == tifffile.PHOTOMETRIC.CFA]
+            # A preview, depth map or enhanced image beside it may be larger, floating-point or cut off.
+            image = max(raw_pages or pages, key=lambda page: page.imagewidth * page.imagelength)
         needed = max(map(sum, zip(image.dataoffsets, image.databytecounts, strict=False)), default=0)
     except Exception:  # not a TIFF, or a damaged one: left to LibRaw
         return
@@ -239,11 +284,12 @@ def _camera_name(path: Path) -> str:
         with tifffile.TiffFile(path) as file:
             tags = file.pages.first.tags
             make_model = [str(tags[code].value).strip(" \0") for code in (271, 272) if code in tags]
+            unique = str(tags[50708].value).strip(" \0") if 50708 in tags else ""  # UniqueCameraModel of a DNG
     except Exception:  # not a TIFF, or one that tifffile cannot parse
         return "unknown"
     if len(make_model) == 2 and make_model[1].lower().startswith(make_model[0].lower()):
         make_model = make_model[1:]  # "Canon", "Canon EOS 550D"
-    return " ".join(filter(None, make_model)) or "unknown"
+    return " ".join(filter(None, make_model)) or unique or "unknown"
 
 
 def _decimal(value: float) -> float:

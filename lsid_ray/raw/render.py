@@ -10,7 +10,7 @@ import rawpy
 
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
-from lsid_ray.raw.frame import RawFrame, frame_from_libraw, open_raw
+from lsid_ray.raw.frame import RawFrame, frame_from_libraw, is_read_by_libraw_as, open_raw
 
 # SID's targets are LibRaw's renderings with the first three. The others are LibRaw's defaults, written out because
 # scores depend on them; except `user_flip`, which keeps a target aligned with its mosaic.
@@ -50,7 +50,9 @@ def read_and_render(path: str | Path) -> tuple[RawFrame, np.ndarray]:
     with open_raw(path) as raw:
         frame = frame_from_libraw(raw, path)  # before rendering, which changes LibRaw's levels
         frame = replace(frame, mosaic=frame.mosaic.copy())
-        return frame, _render_checked(raw, frame)
+        if is_read_by_libraw_as(raw, frame):
+            return frame, _render_checked(raw, frame)
+    return frame, plain_rendering(frame, 1.0)
 
 
 def plain_rendering(frame: RawFrame, ratio: float) -> np.ndarray:
@@ -59,21 +61,24 @@ def plain_rendering(frame: RawFrame, ratio: float) -> np.ndarray:
     Returns (H, W, 3) uint16 sRGB in sensor orientation. Each sensel is amplified about the black level of its CFA
     position, rounded and clipped to [0, white], so that LibRaw sees what a longer exposure would have recorded.
     """
-    amplified = replace(frame, mosaic=amplify(frame, ratio))
+    black = tuple(float(round(level)) for level in frame.black)  # LibRaw knows no fractions
     file = io.BytesIO()
-    write_dng(file, amplified)
+    write_dng(file, replace(frame, mosaic=amplify(frame, ratio, black), black=black))
     file.seek(0)
     with rawpy.imread(file) as raw:
         return _render_checked(raw, frame)
 
 
-def amplify(frame: RawFrame, ratio: float) -> np.ndarray:
-    """Return `black + ratio * (mosaic - black)`, rounded and clipped to [0, white]: (H, W) uint16, DN."""
+def amplify(frame: RawFrame, ratio: float, black: tuple[float, ...] | None = None) -> np.ndarray:
+    """Return `black + ratio * (mosaic - frame.black)`, rounded and clipped to [0, white]: (H, W) uint16, DN.
+
+    black: by CFA position, of the result; by default that of the frame.
+    """
     period = math.isqrt(len(frame.black))
     levels = np.arange(2**16, dtype=np.float64)
     amplified = np.empty_like(frame.mosaic)
-    for position, black in enumerate(frame.black):
-        table = np.rint((levels - black) * ratio + black).clip(0, frame.white).astype(np.uint16)
+    for position, (before, after) in enumerate(zip(frame.black, black or frame.black, strict=True)):
+        table = np.rint((levels - before) * ratio + after).clip(0, frame.white).astype(np.uint16)
         row, column = divmod(position, period)
         amplified[row::period, column::period] = table[frame.mosaic[row::period, column::period]]
     return amplified

@@ -1,0 +1,83 @@
+"""Black levels as a DNG's tags have them.
+
+LibRaw rounds fractions down, of a pattern larger than 2x2 it takes the least, of levels by row and column the mean; and
+if the visible area begins at an odd row or column, it moves its corner but not the pattern (LibRaw 0.22). All of it is
+visible once a dark exposure is amplified. Source: DNG 1.4.0.0, BlackLevel, BlackLevelRepeatDim, BlackLevelDeltaH and V.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import tifffile
+
+from lsid_ray.errors import InputError
+
+DNG_VERSION, REPEAT_DIM, BLACK_LEVEL, DELTA_H, DELTA_V, ACTIVE_AREA = 50706, 50713, 50714, 50715, 50716, 50829
+RATIONALS = (5, 10)  # TIFF's data types of two integers each
+
+
+@dataclass(frozen=True)
+class BlackLevels:
+    """The black level of the sensel at (y, x) of the visible area: pattern[y % h, x % w] + rows[y] + columns[x], DN."""
+
+    pattern: np.ndarray
+    """(h, w) float64."""
+    rows: np.ndarray
+    """(H,), or (1,) if all are the same."""
+    columns: np.ndarray
+
+    def of_cfa(self, period: int) -> np.ndarray | None:
+        """The levels by position in a CFA of this period: (period, period). None if they depend on more than that."""
+        height, width = self.pattern.shape
+        if self.rows.size > 1 or self.columns.size > 1 or period % height or period % width:
+            return None
+        return np.tile(self.pattern, (period // height, period // width)) + self.rows[0] + self.columns[0]
+
+    def of_mosaic(self, height: int, width: int) -> np.ndarray:
+        """The levels of all sensels: (height, width) float64."""
+        h, w = self.pattern.shape
+        levels = np.tile(self.pattern, (-(-height // h), -(-width // w)))[:height, :width]
+        return levels + self.rows.reshape(-1, 1) + self.columns
+
+
+def dng_black_levels(
+    path: Path, pages: Iterator[tifffile.TiffPage], shape: tuple[int, int], visible: tuple[int, int, int, int]
+) -> BlackLevels | None:
+    """The levels of the raw page of a DNG; None if it is no DNG or has none.
+
+    shape: of the whole mosaic. visible: first row and column, and height and width, of LibRaw's visible area.
+    Raises: InputError if their number is none that DNG allows.
+    """
+    page = next((page for page in pages if BLACK_LEVEL in page.tags and page.shape[:2] == shape), None)
+    if page is None:
+        return None
+    repeat = tuple(map(int, np.ravel(page.tags[REPEAT_DIM].value))) if REPEAT_DIM in page.tags else (1, 1)
+    values = _values(page, BLACK_LEVEL)
+    if values.size == 1:
+        values = np.repeat(values, np.prod(repeat))
+    if values.size != np.prod(repeat) or not values.size:
+        raise InputError(
+            f"{path}: its DNG tags have {values.size} black levels for a pattern of {repeat[0]}x{repeat[1]}: expected "
+            f"{np.prod(repeat)}"
+        )
+    top, left, height, width = visible
+    area = page.tags[ACTIVE_AREA].value if ACTIVE_AREA in page.tags else (0, 0, *shape)
+    y, x = top - int(area[0]), left - int(area[1])  # DNG counts from the active area's corner
+    pattern = np.roll(values.reshape(repeat), (-y, -x), (0, 1))
+    return BlackLevels(pattern, _deltas(page, DELTA_V, y, height), _deltas(page, DELTA_H, x, width))
+
+
+def _values(page: tifffile.TiffPage, code: int) -> np.ndarray:
+    tag = page.tags[code]
+    values = np.ravel(np.array(tag.value, np.float64))
+    return values[::2] / values[1::2] if tag.dtype in RATIONALS else values
+
+
+def _deltas(page: tifffile.TiffPage, code: int, first: int, count: int) -> np.ndarray:
+    """Of `count` rows or columns from the `first` one; the last is repeated if there are too few."""
+    if code not in page.tags:
+        return np.zeros(1)
+    values = _values(page, code)
+    return values[np.clip(np.arange(first, first + count), 0, values.size - 1)]
