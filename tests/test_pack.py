@@ -14,7 +14,7 @@ from lsid_ray.data.checksum import file_xxh128
 from lsid_ray.data.convert import PackTask, pack_file
 from lsid_ray.data.index import open_shards, read_index
 from lsid_ray.data.pack import pack_dataset
-from lsid_ray.data.shard import read_metadata
+from lsid_ray.data.shard import VERSION, read_metadata
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import read_raw
@@ -108,8 +108,8 @@ def test_a_destination_packed_from_other_files_or_options_is_rejected(
 
 def test_shards_of_another_version_are_rejected(shards: Path, data_root: Path, tmp_path: Path) -> None:
     old = shutil.copytree(shards, tmp_path / "old")
-    (old / "index.json").write_text((old / "index.json").read_text().replace('"version": 6', '"version": 5'))
-    with pytest.raises(InputError, match=r"has version 5, this program reads 6.*delete it to pack again"):
+    (old / "index.json").write_text((old / "index.json").read_text().replace(f'"version": {VERSION}', '"version": 5'))
+    with pytest.raises(InputError, match=rf"has version 5, this program reads {VERSION}.*delete it to pack again"):
         pack_dataset(data_root, old, tile=32)
 
 

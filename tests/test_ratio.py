@@ -10,9 +10,10 @@ import pytest
 from test_dng import XTRANS, make_frame
 
 from lsid_ray.data.catalog import read_catalog
+from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import BAYER_PHASES, MAX_RATIO, black_mosaic
-from lsid_ray.raw.ratio import estimate_ratio
+from lsid_ray.raw.ratio import estimate_ratio, exposure_ratio
 from lsid_ray.synthesis.noise import short_exposure
 
 BALANCE = (2.0, 1.0, 1.6)
@@ -142,3 +143,29 @@ def test_held_out_photographs_are_within_a_factor_of_three(data_root: Path):
     assert np.abs(stops).max() < np.log2(3)
     assert np.median(np.abs(stops)) < 1
     assert all(estimate_ratio(read_raw(pair.long)) < 3 for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("short", "long", "ratio"),
+    [
+        ((1 / 30, 3200, 2.8), (10, 100, 2.8), 9.375),
+        ((1, 100, 4.0), (0.5, 3200, 4.0), 16),
+        ((1 / 30, 100, 16.0), (1, 100, 2.0), 300),  # 1920
+        ((0.1, 200, None), (10, 200, 8.0), 100),
+        ((0.1, None, 8.0), (10, 200, 8.0), 100),
+    ],
+)
+def test_the_ratio_of_two_exposures_counts_iso_and_aperture(short: tuple, long: tuple, ratio: float) -> None:
+    frames = [make_frame(exposure_s=s, iso=iso, aperture=aperture) for s, iso, aperture in (short, long)]
+    assert exposure_ratio(*frames) == pytest.approx(ratio)
+
+
+def test_a_long_exposure_that_is_darker_is_refused_with_its_settings() -> None:
+    short, long = (
+        make_frame(exposure_s=0.1, iso=3200.0, aperture=2.8),
+        make_frame(exposure_s=1.0, iso=100.0, aperture=2.8),
+    )
+    with pytest.raises(
+        InputError, match=r"^1 s, ISO 100.0, f/2.8 \(long\) and 0.1 s, ISO 3200.0, f/2.8 \(short\): exp"
+    ):
+        exposure_ratio(short, long)

@@ -126,7 +126,7 @@ def _parsed(
 
 
 def _pair(short: AnyPath, scene: str, frame: int, short_s: float, long: AnyPath, long_s: float) -> RawPair:
-    known = short_s > 0 and long_s > 0
+    known = 0 < short_s <= long_s  # a short one that is longer may have another ISO or aperture
     return RawPair(
         name=short.stem,
         scene=scene,

@@ -29,7 +29,7 @@ from lsid_ray.data.parallel import parallel_map, reuse_freed_memory
 from lsid_ray.data.shard import TILE_SIDE, read_metadata
 from lsid_ray.errors import InputError
 from lsid_ray.object_store import RemotePath
-from lsid_ray.raw.mosaic import amplification_ratio
+from lsid_ray.raw.ratio import exposure_ratio
 from lsid_ray.raw.render import rendering_parameters
 from lsid_ray.storage import AnyPath
 
@@ -205,7 +205,7 @@ def _packed_pair(pair: RawPair, misaligned: bool, short: PackedFrame, long: Pack
         scene=pair.scene,
         split=pair.split,
         frame=pair.frame,
-        ratio=amplification_ratio(long.exposure_s, short.exposure_s),
+        ratio=exposure_ratio(short, long),
         misaligned=misaligned,
         short=short,
         long=long,

@@ -14,7 +14,8 @@ from lsid_ray.data.catalog import RawPair, read_catalog
 from lsid_ray.data.index import Pair, Shards, open_shards, read_index
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame, read_raw
-from lsid_ray.raw.mosaic import amplification_ratio, black_mosaic
+from lsid_ray.raw.mosaic import black_mosaic
+from lsid_ray.raw.ratio import exposure_ratio
 from lsid_ray.raw.render import plain_rendering, read_and_render, upright
 from lsid_ray.storage import AnyPath
 
@@ -103,9 +104,7 @@ def _read_raw_files(pair: RawPair) -> _Exposures:
     with storage.local_copy(pair.short) as short_file, storage.local_copy(pair.long) as long_file:
         short = read_raw(short_file)
         long, rendering = read_and_render(long_file)
-    if short.exposure_s is None or long.exposure_s is None:
-        raise InputError("no exposure time in the file nor in its name (10003_00_0.04s)")
-    return _Exposures(short, amplification_ratio(long.exposure_s, short.exposure_s), rendering)
+    return _Exposures(short, exposure_ratio(short, long), rendering)
 
 
 def _draw_cell(read: Callable[[RawPair | Pair], _Exposures], pair: RawPair | Pair) -> Image.Image | str:

@@ -6,7 +6,7 @@ import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import datetime
 from pathlib import Path
 
@@ -49,6 +49,8 @@ class FrameMetadata:
     """Make and model; "unknown" if the file has neither."""
     iso: float | None
     exposure_s: float | None
+    aperture: float | None = field(kw_only=True, default=None)
+    """The f-number."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -59,8 +61,6 @@ class RawFrame(FrameMetadata):
     """(H, W) uint16, DN: the visible area, in sensor orientation."""
     source: str
     """The file name, without its folder."""
-    aperture: float | None = None
-    """The f-number."""
     focal_length_mm: float | None = None
     taken: datetime | None = None
     """Date and time by the camera's clock, without a time zone."""

@@ -1,17 +1,41 @@
-"""Estimating the amplification ratio of a dark raw frame from its mosaic alone."""
+"""The amplification ratio of a short exposure: from the exposure settings of both, or from its mosaic alone."""
 
 import math
 
 import numpy as np
 
-from lsid_ray.raw.frame import RawFrame
-from lsid_ray.raw.mosaic import MAX_RATIO
+from lsid_ray.errors import InputError
+from lsid_ray.raw.frame import FrameMetadata, RawFrame
+from lsid_ray.raw.mosaic import MAX_RATIO, amplification_ratio
 
 _GRID = 32  # blocks per side: a fixed number, so that a percentile means the same at every frame size
 # Medians over the long exposures of the 19 training scenes that `jobs/synthesize.py` (seed 6) made from Kodak's
 # photographs, five scene-linear TIFFs and four raw files: most are exposed for display, none is from SID.
 _MIDTONE, _HIGHLIGHT = 0.159, 0.534
 _MAX_CORRECTION = math.sqrt(2)  # limits the influence of light sources, which would be far above white
+
+
+def exposure_ratio(short: FrameMetadata, long: FrameMetadata) -> float:
+    """How many times as bright the long exposure is: by time, and by ISO and aperture if both files have them.
+
+    At most 300, as `amplification_ratio`. Raises: InputError if an exposure time is missing, or the short one is the
+    brighter.
+    """
+    if short.exposure_s is None or long.exposure_s is None:
+        raise InputError("no exposure time in the file nor in its name (10003_00_0.04s)")
+    gain = 1.0
+    if short.iso and long.iso:
+        gain *= long.iso / short.iso
+    if short.aperture and long.aperture:
+        gain *= (short.aperture / long.aperture) ** 2
+    try:
+        return amplification_ratio(long.exposure_s * gain, short.exposure_s)
+    except InputError:
+        settings = " and ".join(
+            f"{frame.exposure_s:g} s, ISO {frame.iso or '?'}, f/{frame.aperture or '?'} ({kind})"
+            for kind, frame in (("long", long), ("short", short))
+        )
+        raise InputError(f"{settings}: expected a long exposure that is at least as bright as the short one") from None
 
 
 def estimate_ratio(frame: RawFrame) -> float:
