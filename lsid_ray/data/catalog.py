@@ -1,8 +1,10 @@
 """Match short and long exposures by file name, in a folder with SID's layout and names."""
 
 import os
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from lsid_ray import storage
 from lsid_ray.errors import InputError
@@ -12,6 +14,7 @@ from lsid_ray.raw.names import RAW_SUFFIXES, SPLITS, parse_sid_name
 from lsid_ray.storage import AnyPath
 
 # Scenes that moved between the exposures, as listed in the repository of SID's authors (cchen156).
+NO_SHORT = "no matching short exposure"
 MISALIGNED_SCENES = frozenset({"10034", "10045", "10172"})
 
 
@@ -60,7 +63,9 @@ def read_catalog(root: str | AnyPath, exclude_misaligned: bool = True) -> Catalo
             raise InputError(f"data folder {root}: no such folder; expected one that contains short/ and long/")
         if not _is_data_set(root):
             candidates = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _is_data_set(folder)]
-            hint = f"; pass {' or '.join(map(str, candidates))}" if candidates else ""
+            similar = [path.name for path in sorted(root.iterdir()) if re.fullmatch("(short|long)s?", path.name, re.I)]
+            hint = f", not {' and '.join(similar)}: rename them" if similar else ""
+            hint = f"; pass {' or '.join(map(str, candidates))}" if candidates else hint
             raise InputError(f"data folder {root}: expected it to contain the folders short/ and long/{hint}")
         shorts, longs = (_raw_files(root / kind, unusable) for kind in ("short", "long"))
     except OSError as error:
@@ -70,7 +75,9 @@ def read_catalog(root: str | AnyPath, exclude_misaligned: bool = True) -> Catalo
     catalog = pair_names(shorts, longs, exclude_misaligned)
     catalog = replace(catalog, problems=tuple(sorted([*catalog.problems, *unusable])))
     if not catalog.pairs and not catalog.excluded:
-        path, reason = catalog.problems[0]
+        # A long without a short is only the consequence of a short that does not parse.
+        others = [problem for problem in catalog.problems if problem[1] != NO_SHORT]
+        path, reason = (others or catalog.problems)[0]
         raise InputError(f"data folder {root}: no pair of short and long exposures among "
                          f"{len(shorts + longs + unusable)} files; {path.name}: {reason}")  # fmt: skip
     return catalog
@@ -100,7 +107,7 @@ def pair_names(
             continue
         pairs.append(_pair(path, scene, frame, short_s, long, long_s))
     unused = [path for longs in longs_by_scene.values() for _, _, path in longs if path not in used]
-    problems += [(path, "no matching short exposure") for path in unused]
+    problems += [(path, NO_SHORT) for path in unused]
     pairs.sort(key=lambda pair: (pair.name, str(pair.short)))
     excluded = [
         pair for pair in pairs if exclude_misaligned and pair.split == "test" and pair.scene in MISALIGNED_SCENES
@@ -148,7 +155,15 @@ def _raw_files(folder: AnyPath, unusable: list[tuple[AnyPath, str]]) -> list[Any
     """Files with the suffix of a raw file, sorted; other entries with such a suffix are appended to `unusable`."""
     files = []
     for path in sorted(folder.iterdir()):
-        if path.suffix.lower() not in RAW_SUFFIXES or path.name[0] == ".":
+        if path.name[0] == ".":
+            continue
+        if path.suffix.lower() not in RAW_SUFFIXES:
+            if (
+                isinstance(folder, Path)
+                and path.is_dir()
+                and any(f.suffix.lower() in RAW_SUFFIXES for f in path.iterdir())
+            ):
+                unusable.append((path, f"a folder with raw files; expected them in {folder.name}/ itself"))
             continue
         if isinstance(path, RemotePath):  # one request per file to check its type would be slow
             files.append(path)

@@ -17,6 +17,7 @@ import tifffile
 from lsid_ray.errors import InputError
 from lsid_ray.raw.black import DNG_VERSION, dng_black_levels
 from lsid_ray.raw.color import XYZ_FROM_SRGB
+from lsid_ray.raw.diagnosis import diagnose
 from lsid_ray.raw.names import exposure_from_name
 from lsid_ray.storage import is_utf8
 
@@ -116,9 +117,11 @@ def _open_and_unpack(path: Path) -> rawpy.RawPy:
 def _libraw_as_input_errors(path: Path) -> Iterator[None]:
     try:
         yield
-    except rawpy.LibRawFileUnsupportedError:
-        raise InputError(f"{path}: not a raw file that LibRaw knows") from None
     except rawpy.LibRawError as error:
+        if known := diagnose(path):
+            raise InputError(f"{path}: {known}") from None
+        if isinstance(error, rawpy.LibRawFileUnsupportedError):
+            raise InputError(f"{path}: not a raw file that LibRaw knows") from None
         raise InputError(
             f"{path}: LibRaw cannot decode it ({_error_text(error)}); it may be damaged or truncated"
         ) from None

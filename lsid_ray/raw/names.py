@@ -10,8 +10,9 @@ RAW_SUFFIXES = (
 )
 # fmt: on
 SPLITS = {"0": "train", "1": "test", "2": "validation"}  # by the first digit of the scene
-_SID_NAME = re.compile(r"(?P<scene>[012]\d{4})_(?P<frame>\d{2,})(?:_(?P<exposure_s>\d+(?:\.\d+)?)s)?")
-_EXPOSURE = re.compile(r"_(\d+(?:\.\d+)?)s(?:\.[^.]*)?$")
+_TIME = r"(?P<time>[0-9]*[.,]?[0-9]+)(?:[-/](?P<divisor>[0-9]+))?(?P<unit>ms|s|S)"  # 0.04s, 0,04s, 1-25s, 40ms
+_SID_NAME = re.compile(rf"(?P<scene>[012][0-9]{{4}})_(?P<frame>[0-9]{{2,}})(?:_{_TIME})?")
+_EXPOSURE = re.compile(rf"_{_TIME}(?:\.[^.]*)?$")
 
 
 class SidName(NamedTuple):
@@ -28,11 +29,21 @@ class SidName(NamedTuple):
 def parse_sid_name(stem: str) -> SidName | None:
     """Parse a file name without its suffix; returns None if it does not follow SID's pattern."""
     match = _SID_NAME.fullmatch(stem)
-    return match and SidName(match["scene"], int(match["frame"]), float(match["exposure_s"] or 0) or None)
+    return match and SidName(match["scene"], int(match["frame"]), _seconds(match))
 
 
 def exposure_from_name(name: str) -> float | None:
     """Exposure time in seconds from the end of any file name ("10003_00_0.04s.ARW" -> 0.04); None if it has none."""
     match = _EXPOSURE.search(name)
-    seconds = float(match.group(1)) if match else 0.0
-    return seconds if seconds > 0 else None
+    return _seconds(match) if match else None
+
+
+def _seconds(match: re.Match) -> float | None:
+    """The exposure time of a name; None if it has none, or 0."""
+    if match["time"] is None:
+        return None
+    seconds = float(match["time"].replace(",", "."))
+    if match["unit"] == "ms":
+        seconds /= 1000
+    divisor = int(match["divisor"] or 1)
+    return seconds / divisor if seconds > 0 and divisor else None
