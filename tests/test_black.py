@@ -1,5 +1,6 @@
 """Black levels, white balance and pages of DNGs, against a literal reading of the tags that the test wrote."""
 
+import struct
 from collections.abc import Callable
 from fractions import Fraction
 from pathlib import Path
@@ -14,7 +15,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.raw import dng
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import RawFrame, read_raw
-from lsid_ray.raw.mosaic import XTRANS, black_mosaic
+from lsid_ray.raw.mosaic import XTRANS, black_mosaic, pack
 from lsid_ray.raw.ratio import estimate_ratio
 from lsid_ray.raw.render import plain_rendering, read_and_render
 
@@ -150,3 +151,35 @@ def test_files_that_are_no_mosaic_of_square_pixels_are_refused_for_what_they_are
 def test_a_camera_is_named_by_what_its_file_has(put: Put) -> None:
     camera = make_camera("RGGB", mosaic=np.full((HEIGHT, WIDTH), 600, np.uint16), camera="Acme One")
     assert read_raw(put(camera, without=(271, 272))).camera == "Acme One", "UniqueCameraModel"
+
+
+@pytest.mark.parametrize("first", range(0, 200, 50))
+def test_a_file_with_damaged_tags_is_read_or_refused(first: int, put: Put) -> None:
+    """Also what is done with what is read. 2,000 more were tried."""
+    path = put(expose_scene(scene(1, 48, 64), make_camera("RGGB")))
+    good = path.read_bytes()
+    (count,) = struct.unpack_from("<H", good, 8)
+    refused = 0
+    for seed in range(first, first + 50):
+        random, damaged = np.random.default_rng(seed), bytearray(good)
+        for _ in range(2):
+            entry = 10 + 12 * int(random.integers(count))
+            match int(random.integers(3)):
+                case 0:
+                    struct.pack_into("<H", damaged, entry + 2, int(random.integers(0, 14)))  # type
+                case 1:
+                    struct.pack_into("<I", damaged, entry + 8, int(random.choice([0, 1, 255, 65535, 2**32 - 1])))
+                case 2:
+                    struct.pack_into(
+                        "<H", damaged, entry, int(random.choice([ACTIVE_AREA, BLACK_LEVEL, DELTA_H, SCALE]))
+                    )
+        path.write_bytes(damaged)
+        try:
+            frame = read_raw(path)
+            assert np.isfinite(estimate_ratio(frame)) and pack(frame.mosaic, frame.cfa).any()
+            plain_rendering(frame, 10.0)
+            read_and_render(path)
+        except InputError as error:
+            refused += 1
+            assert "\n" not in str(error)
+    assert 0 < refused < 50

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import tifffile
 
+from lsid_ray.raw.tiff import tiff_pages
+
 BEGINNINGS = (  # of files that are no raw files, whatever their names
     (b"version https://git-lfs", "a pointer of Git LFS; fetch the file itself with git lfs pull"),
     (b"<", "a web page or XML; download the raw file again"),
@@ -31,8 +33,7 @@ def diagnose(path: Path) -> str:
             if beginning.lstrip(b"\xef\xbb\xbf \r\n\t").startswith(start):
                 return what
         with tifffile.TiffFile(path) as tiff:
-            pages = [page for page in tiff.pages for page in (page, *(page.pages or ()))]
-            found = {int(page.compression) for page in pages if page.photometric in (32803, 34892)}
+            found = {int(page.compression) for page in tiff_pages(tiff) if page.photometric in (32803, 34892)}
     except Exception:  # not a TIFF, or a damaged one
         return ""
     return next((COMPRESSIONS[code] for code in sorted(found) if code in COMPRESSIONS), "")

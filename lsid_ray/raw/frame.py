@@ -1,7 +1,5 @@
 """Reading a raw file of any camera into a typed raw frame."""
 
-import itertools
-import logging
 import math
 import os
 from collections.abc import Iterator
@@ -19,14 +17,12 @@ from lsid_ray.raw.black import DNG_VERSION, dng_black_levels
 from lsid_ray.raw.color import XYZ_FROM_SRGB
 from lsid_ray.raw.diagnosis import diagnose
 from lsid_ray.raw.names import exposure_from_name
+from lsid_ray.raw.tiff import camera_name, check_container, tiff_pages
 from lsid_ray.storage import is_utf8
-
-# tifffile logs warnings about unusual camera tags; errors in a file are reported by LibRaw instead.
-logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 MAX_ZEROS, ZEROS_STEP = 0.02, 5  # share of the sensels, looked at every 5 rows and columns: not always the same color
 MIN_BLACK_OF_ZEROS = 16.0  # noise does not get from there to 0
-MAX_PAGES = 100  # of a TIFF; cameras write at most about 10
+MAX_MATRIX = 100.0  # of cameras, values are below 3
 _MAX_EXPOSURE_S = 86400.0  # a longer time means that the tag is damaged
 
 
@@ -103,7 +99,7 @@ def _open_and_unpack(path: Path) -> rawpy.RawPy:
         raise InputError(f"{path}: not a file")  # to open a pipe would block
     try:
         with path.open("rb") as file:
-            _check_container(path)
+            check_container(path)
             raw = rawpy.imread(str(path) if is_utf8(path) else file)
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
@@ -159,9 +155,9 @@ def frame_from_libraw(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
         black=black,
         white=white,
         white_balance=_white_balance(raw),
-        color_matrix=_color_matrix(raw),
+        color_matrix=_color_matrix(raw, path),
         orientation=raw.sizes.flip,
-        camera=_camera_name(path),
+        camera=camera_name(path),
         iso=iso if 0 < iso < 1e7 else None,
         exposure_s=shutter_s if exposure_known else exposure_from_name(path.name),
         source=path.name,
@@ -219,7 +215,7 @@ def _levelled(raw: rawpy.RawPy, path: Path, colors: list[int]) -> tuple[np.ndarr
         with tifffile.TiffFile(path) as file:
             if DNG_VERSION in file.pages.first.tags:
                 visible = (raw.sizes.top_margin, raw.sizes.left_margin, *mosaic.shape)
-                levels = dng_black_levels(path, _tiff_pages(file), raw.raw_image.shape, visible)
+                levels = dng_black_levels(path, tiff_pages(file), raw.raw_image.shape, visible)
     except InputError:
         raise
     except Exception:  # not a TIFF, or damaged tags: LibRaw's levels are used
@@ -242,7 +238,7 @@ def _white_balance(raw: rawpy.RawPy) -> tuple[float, float, float]:
     return _decimal(gains[0] / gains[1]), 1.0, _decimal(gains[2] / gains[1])
 
 
-def _color_matrix(raw: rawpy.RawPy) -> tuple[tuple[float, ...], ...]:
+def _color_matrix(raw: rawpy.RawPy, path: Path) -> tuple[tuple[float, ...], ...]:
     """The matrix that LibRaw renders with: the file's own if it has one, else LibRaw's for this camera."""
     srgb_from_camera = raw.color_matrix[:3, :3].astype(np.float64)
     if srgb_from_camera.any():
@@ -251,48 +247,10 @@ def _color_matrix(raw: rawpy.RawPy) -> tuple[tuple[float, ...], ...]:
         matrix = (camera_from_srgb @ np.linalg.inv(XYZ_FROM_SRGB)).round(4)
     else:
         matrix = raw.rgb_xyz_matrix[:3]
+    if not (np.abs(matrix) < MAX_MATRIX).all():
+        largest = np.abs(matrix).max()
+        raise InputError(f"{path}: its color matrix has the value {largest:.3g}; expected values below {MAX_MATRIX:g}")
     return tuple(tuple(_decimal(value) for value in row) for row in matrix)
-
-
-def _check_container(path: Path) -> None:
-    """Raise InputError for a TIFF (most raw formats are one) whose image data are truncated or floating-point.
-
-    LibRaw decodes a truncated ARW without an error, and rescales floats to a range of its own.
-    """
-    try:
-        with tifffile.TiffFile(path) as file:
-            pages = list(_tiff_pages(file))
-            raw_pages = [page for page in pages if page.photometric == tifffile.PHOTOMETRIC.CFA]
-            # A preview, depth map or enhanced image beside it may be larger, floating-point or cut off.
-            image = max(raw_pages or pages, key=lambda page: page.imagewidth * page.imagelength)
-        needed = max(map(sum, zip(image.dataoffsets, image.databytecounts, strict=False)), default=0)
-    except Exception:  # not a TIFF, or a damaged one: left to LibRaw
-        return
-    size = path.stat().st_size
-    if size < needed:
-        raise InputError(f"{path}: truncated: the file has {size} bytes, but its image data end at byte {needed}")
-    if image.sampleformat == tifffile.SAMPLEFORMAT.IEEEFP:
-        raise InputError(f"{path}: floating-point data; expected a sensor's integers")
-
-
-def _tiff_pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
-    """The main pages, each followed by those in it; at most MAX_PAGES, as a damaged file can have no end of them."""
-    pages = itertools.chain.from_iterable(itertools.chain([page], page.pages or ()) for page in file.pages)
-    return itertools.islice(pages, MAX_PAGES)
-
-
-def _camera_name(path: Path) -> str:
-    """Make and model from the TIFF tags; rawpy does not expose them."""
-    try:
-        with tifffile.TiffFile(path) as file:
-            tags = file.pages.first.tags
-            make_model = [str(tags[code].value).strip(" \0") for code in (271, 272) if code in tags]
-            unique = str(tags[50708].value).strip(" \0") if 50708 in tags else ""  # UniqueCameraModel of a DNG
-    except Exception:  # not a TIFF, or one that tifffile cannot parse
-        return "unknown"
-    if len(make_model) == 2 and make_model[1].lower().startswith(make_model[0].lower()):
-        make_model = make_model[1:]  # "Canon", "Canon EOS 550D"
-    return " ".join(filter(None, make_model)) or unique or "unknown"
 
 
 def _decimal(value: float) -> float:

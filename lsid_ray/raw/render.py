@@ -65,8 +65,11 @@ def plain_rendering(frame: RawFrame, ratio: float) -> np.ndarray:
     file = io.BytesIO()
     write_dng(file, replace(frame, mosaic=amplify(frame, ratio, black), black=black))
     file.seek(0)
-    with rawpy.imread(file) as raw:
-        return _render_checked(raw, frame)
+    try:
+        with rawpy.imread(file) as raw:
+            return _render_checked(raw, frame)
+    except rawpy.LibRawError as error:
+        raise InputError(f"{frame.source}: LibRaw cannot render it ({error}); its metadata may be damaged") from None
 
 
 def amplify(frame: RawFrame, ratio: float, black: tuple[float, ...] | None = None) -> np.ndarray:
