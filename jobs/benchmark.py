@@ -53,7 +53,7 @@ class Faults:
 
     kills: int = 20
     """Faults at random moments in the last run."""
-    epochs: int = 400
+    epochs: int = 600
     """Length of each run."""
     picture: Path = Path("faults.png")
     """File for a plot of the losses."""

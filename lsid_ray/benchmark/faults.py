@@ -21,6 +21,7 @@ import ray
 import torch
 from matplotlib.figure import Figure
 
+from lsid_ray import cluster
 from lsid_ray.benchmark.nodes import RAY, Node, NodeCluster, until
 from lsid_ray.config.schema import (
     ClusterConfig,
@@ -50,12 +51,13 @@ def main():
     train(from_json(open(sys.argv[1]).read(), sys.argv[1]), sys.argv[2])
 run_job(main)
 """
-NODE = ("--num-cpus=1",)  # room for one of two workers; the readers are on the head
+NODE = ("--num-cpus=3",)  # room for one of two workers, for which there is none on the head, where the readers are
 WAIT_S = 300.0  # for a start, a checkpoint, a restart
 DEADLINE_S = 15  # between the notice of a preemption and the end of the node
 FIRST_FAULT_STEP = 150
 MAX_OPTION = 10**6
-MAX_PAUSE_S = 10.0  # between a restart and the next random fault
+MAX_PAUSE_S = 4.0  # between a restart and the next random fault
+STALL = "worker stopped (SIGSTOP), stall-minutes 0.5"
 
 
 @dataclass(frozen=True)
@@ -147,7 +149,7 @@ FAULTS: dict[str, Callable[[_Run], None]] = {
     "worker killed": _Run.kill_worker,
     "node killed, another joins": _Run.kill_node,
     "driver killed, same command again": _Run.kill_driver,
-    "worker stopped (SIGSTOP), stall-minutes 0.25": _Run.stop_worker,
+    STALL: _Run.stop_worker,
     f"preemption announced {DEADLINE_S} s before": _Run.announce_preemption,
 }
 RANDOM_FAULTS = tuple(FAULTS)[:3]
@@ -169,6 +171,7 @@ def measure_faults(folder: Path, epochs: int, kills: int, say: Callable[[str], N
     os.environ["RAY_AUTH_MODE"] = "disabled"  # the clusters are this process's own
     root, shards = folder / "data", folder / "shards"
     synthesize(Synthesis(str(root), ratios=(100,), max_side=256))
+    cluster.connect()
     pack_dataset(root, shards)
     ray.shutdown()
     nodes = NodeCluster(folder, {}, "--num-cpus=2")
@@ -204,9 +207,9 @@ def _experiment(name: str, storage: Path, epochs: int) -> Experiment:
         generator=GeneratorConfig(width=8, depth=2),
         discriminator=DiscriminatorConfig(width=8, layers=1),
         training=TrainingConfig(
-            epochs=epochs, batch_size=4, crop=32, crops_per_pair=4, validate_every=epochs, checkpoint_every="100steps"
+            epochs=epochs, batch_size=4, crop=32, crops_per_pair=4, validate_every=epochs, checkpoint_every="20steps"
         ),
-        cluster=ClusterConfig(num_workers=2, stall_minutes=0.25),
+        cluster=ClusterConfig(num_workers=2, cpus_per_worker=2.5, stall_minutes=0.5 if name == STALL else 10),
     )
 
 
