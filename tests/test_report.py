@@ -13,6 +13,7 @@ from PIL import Image
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate.report import headline, summarize, table, write_report
 from lsid_ray.evaluate.score import FrameImages, Score
+from lsid_ray.evaluate.texture import BANDS
 
 
 def score(scene: str, frame: int, ratio: float, gain: float, **other) -> Score:
@@ -34,6 +35,8 @@ def score(scene: str, frame: int, ratio: float, gain: float, **other) -> Score:
         "plain_ssim8": 0.29,
         "seconds": 0.5,
     }
+    texture = {f"{name}_{band}": 0.5 for name in ("texture", "coherence") for band in BANDS}
+    values |= texture | {f"plain_{name}": 2.0 for name in texture}
     return Score(**(values | other))
 
 
@@ -200,7 +203,7 @@ def test_a_new_report_replaces_an_older_one_completely(tmp_path, scores, frame):
     write_report(tmp_path / "report", scores, [frame], {"n": 1})
     write_report(tmp_path / "report", scores, [], {"n": 2})
     assert json.loads((tmp_path / "report" / "report.json").read_text())["record"] == {"n": 2}
-    assert list((tmp_path / "report" / "images").iterdir()) == []
+    assert [path.name for path in (tmp_path / "report" / "images").iterdir()] == ["texture.png"]
 
 
 def test_a_failed_report_leaves_nothing_behind_and_keeps_the_older_one(tmp_path, scores, frame):

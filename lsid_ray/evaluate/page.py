@@ -1,11 +1,13 @@
 """The HTML page of a report and its image files. The page needs nothing but those files."""
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import numpy as np
+from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -61,8 +63,33 @@ def render_template(template: Path, **values: Any) -> str:
     return environment.get_template(template.name).render(values)
 
 
-def render_report(summary: dict, group: dict, frames: list[SavedImages], record: dict) -> str:
-    """The page of an evaluation. summary: of `report.summarize`; group: its headline; record: plain JSON types."""
+def save_texture(path: Path, group: dict, bands: tuple[str, ...]) -> None:
+    """Plot the texture that network and plain rendering keep, by period and by amplification ratio."""
+    figure = Figure(figsize=(10, 3.6), layout="constrained")
+    colors = colormaps["viridis"](np.linspace(0.1, 0.8, len(group["by_ratio"])))
+    labels = [f"{size} to {2 * size} px" for size in (int(band.removesuffix("px")) for band in bands)]
+    for axes, metric in zip(figure.subplots(1, 2), ("texture", "coherence"), strict=True):
+        for part, color in zip(group["by_ratio"], colors, strict=True):
+            for who, style in (("network", "o-"), ("plain", "x:")):
+                means = [part["by_image"][who][f"{metric}_{band}"]["mean"] for band in bands]
+                values = [math.nan if mean is None else mean for mean in means]
+                axes.plot(labels, values, style, color=color, label=f"{who}, x{part['ratio']}")
+        axes.axhline(1, color="0.6", linewidth=0.8)
+        axes.grid(alpha=0.25)
+    power, coherence = figure.axes
+    power.set_yscale("log")
+    power.set_ylabel("power, relative to the long exposure")
+    coherence.set_ylim(-0.05, 1.05)
+    coherence.set_ylabel("coherence with the long exposure")
+    coherence.legend(fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
+def render_report(summary: dict, group: dict, frames: list[SavedImages], record: dict, texture: str) -> str:
+    """The page of an evaluation.
+
+    summary: of `report.summarize`; group: its headline; record: plain JSON types; texture: path of `save_texture`.
+    """
     captioned = [
         {**vars(frame), "captions": {view: frame.captions.get(view, "") for view in VIEWS}} for frame in frames
     ]
@@ -73,6 +100,7 @@ def render_report(summary: dict, group: dict, frames: list[SavedImages], record:
         frames=captioned,
         record=_flatten(record),
         views=VIEWS,
+        texture=texture,
         max_width=MAX_WIDTH,
     )
 

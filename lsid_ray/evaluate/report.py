@@ -13,13 +13,17 @@ from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate import page
 from lsid_ray.evaluate.score import FrameImages, Score
+from lsid_ray.evaluate.texture import BANDS
 from lsid_ray.storage import AnyPath
 
 BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
-REPORT = "report.html"
+REPORT, TEXTURE = "report.html", "images/texture.png"
 ENTRIES = {"report.json", "scores.csv", REPORT, "images", storage.WRITE_TEST}
-METRICS = ("psnr_db", "ssim", "psnr8_db", "ssim8")
+METRICS = (
+    *("psnr_db", "ssim", "psnr8_db", "ssim8"),
+    *(f"{name}_{band}" for name in ("texture", "coherence") for band in BANDS),
+)
 
 
 def summarize(scores: list[Score]) -> dict:
@@ -111,7 +115,8 @@ def write_report(folder: AnyPath, scores: list[Score], frames: list[FrameImages]
         _write_json(partial / "report.json", scores, summary, record)
         _write_csv(partial / "scores.csv", scores)
         saved = [_save_frame(partial, number, frame, scores) for number, frame in enumerate(frames, start=1)]
-        (partial / REPORT).write_text(page.render_report(summary, headline(summary), saved, _jsonable(record)))
+        page.save_texture(partial / TEXTURE, headline(summary), tuple(BANDS))
+        (partial / REPORT).write_text(page.render_report(summary, headline(summary), saved, _jsonable(record), TEXTURE))
     return folder / REPORT
 
 

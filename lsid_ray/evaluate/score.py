@@ -13,6 +13,7 @@ from torch import Tensor
 
 from lsid_ray.data.index import Pair, Shards
 from lsid_ray.evaluate import metrics
+from lsid_ray.evaluate.texture import texture
 from lsid_ray.inference.frame import enhance_frame
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.render import plain_rendering
@@ -44,6 +45,24 @@ class Score:
     plain_ssim: float
     plain_psnr8_db: float
     plain_ssim8: float
+    texture_2px: float
+    """Power of the output over that of the target at periods of 2 to 4 pixels, and so on: see `evaluate.texture`."""
+    texture_4px: float
+    texture_8px: float
+    texture_16px: float
+    coherence_2px: float
+    """Correlation of output and target at these periods."""
+    coherence_4px: float
+    coherence_8px: float
+    coherence_16px: float
+    plain_texture_2px: float
+    plain_texture_4px: float
+    plain_texture_8px: float
+    plain_texture_16px: float
+    plain_coherence_2px: float
+    plain_coherence_4px: float
+    plain_coherence_8px: float
+    plain_coherence_16px: float
     seconds: float
     """Duration of the network's prediction."""
 
@@ -108,6 +127,8 @@ def score_frame(
         plain_ssim=metrics.ssim(plain, target),
         plain_psnr8_db=metrics.psnr_db(plain8, target8),
         plain_ssim8=metrics.ssim(plain8, target8),
+        **texture(image, target),
+        **{f"plain_{name}": value for name, value in texture(plain, target).items()},
         seconds=seconds,
     )
     if not with_images:
