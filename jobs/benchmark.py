@@ -7,7 +7,7 @@
 `predict` compares full frames in bands with the whole frame in one pass: speed and memory (5 minutes on 2 cores).
 `pack` compares packing a data set with LibRaw alone in a process pool (takes as long as packing it a few times).
 `faults` kills workers, nodes and drivers of tiny runs on clusters of three nodes that it starts on this machine, and
-compares their results with that of an undisturbed run (25 minutes on 2 cores).
+compares their results with that of an undisturbed run (20 minutes on 2 cores).
 """
 
 import tempfile
@@ -53,7 +53,7 @@ class Faults:
 
     kills: int = 20
     """Faults at random moments in the last run."""
-    epochs: int = 600
+    epochs: int = 400
     """Length of each run."""
     picture: Path = Path("faults.png")
     """File for a plot of the losses."""

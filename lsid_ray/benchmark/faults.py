@@ -56,7 +56,7 @@ WAIT_S = 300.0  # for a start, a checkpoint, a restart
 DEADLINE_S = 15  # between the notice of a preemption and the end of the node
 FIRST_FAULT_STEP = 150
 MAX_OPTION = 10**6
-MAX_PAUSE_S = 4.0  # between a restart and the next random fault
+MAX_PAUSE_S = 2.0  # between a restart and the next random fault
 STALL = "worker stopped (SIGSTOP), stall-minutes 0.5"
 
 
@@ -174,7 +174,7 @@ def measure_faults(folder: Path, epochs: int, kills: int, say: Callable[[str], N
     cluster.connect()
     pack_dataset(root, shards)
     ray.shutdown()
-    nodes = NodeCluster(folder, {}, "--num-cpus=2")
+    nodes = NodeCluster(folder, {"OMP_NUM_THREADS": "1"}, "--num-cpus=2")  # such small networks gain nothing by more
     try:
         workers = [nodes.add(*NODE) for _ in range(2)]
 
@@ -204,10 +204,10 @@ def _experiment(name: str, storage: Path, epochs: int) -> Experiment:
         name=re.sub("[^a-z0-9]+", "-", name.lower()),
         storage=str(storage),
         data=DataConfig(shards="shards"),
-        generator=GeneratorConfig(width=8, depth=2),
-        discriminator=DiscriminatorConfig(width=8, layers=1),
+        generator=GeneratorConfig(width=4, depth=2),
+        discriminator=DiscriminatorConfig(width=4, layers=1),
         training=TrainingConfig(
-            epochs=epochs, batch_size=4, crop=32, crops_per_pair=4, validate_every=epochs, checkpoint_every="20steps"
+            epochs=epochs, batch_size=4, crop=32, crops_per_pair=4, validate_every=epochs, checkpoint_every="40steps"
         ),
         cluster=ClusterConfig(num_workers=2, cpus_per_worker=2.5, stall_minutes=0.5 if name == STALL else 10),
     )

@@ -65,7 +65,9 @@ class NodeCluster:
         """URLs that Prometheus scrapes, one per node."""
         gcs, dashboard, client = free_ports(3)
         self.address, self.dashboard = f"127.0.0.1:{gcs}", f"http://127.0.0.1:{dashboard}"
-        base = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
+        # What `cluster.connect` sets for a cluster of one node would be inherited.
+        unwanted = ("PYTHONPATH", "RAY_ADDRESS", "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER")
+        base = {name: value for name, value in os.environ.items() if name not in unwanted}
         # If several clusters share a machine, Ray Train's cleanup needs the address of its own.
         self.environment = {**base, **environment, "RAY_health_check_period_ms": "1000", "RAY_ADDRESS": self.address}
         ports = [f"--port={gcs}", f"--dashboard-port={dashboard}", f"--ray-client-server-port={client}"]
