@@ -1,5 +1,6 @@
 """Ray clusters of several nodes on this machine, whose nodes can be killed."""
 
+import contextlib
 import os
 import socket
 import subprocess
@@ -46,8 +47,12 @@ class Node:
 
     def workers(self) -> list[psutil.Process]:
         """The training workers on it."""
-        children = psutil.Process(self.process.pid).children(recursive=True)
-        return [each for each in children if "RayTrainWorker" in " ".join(each.cmdline())]
+        workers = []
+        for each in psutil.Process(self.process.pid).children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
+                if "RayTrainWorker" in " ".join(each.cmdline()):
+                    workers.append(each)
+        return workers
 
     def kill(self) -> None:
         """Kill the node with everything on it, as a power cut would."""

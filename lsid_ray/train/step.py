@@ -1,11 +1,9 @@
 """One training step of the GAN. Torch only, so that it can be tuned on a single GPU without Ray."""
 
-import copy
 import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -17,17 +15,14 @@ from lsid_ray.config.schema import Experiment
 from lsid_ray.data.batch import Batch
 from lsid_ray.data.preprocess import training_pair
 from lsid_ray.model.discriminator import Discriminator
-from lsid_ray.model.generator import Generator
 from lsid_ray.model.losses import adversarial_weight, discriminator_loss, generator_loss, l1
+from lsid_ray.train.networks import Networks
 
 
-class GanStep:
-    """Both networks with their optimizers; a call with a batch updates each of them once.
+class GanStep(Networks):
+    """A call with a batch updates each network once.
 
-    There is no discriminator if `loss.adv_weight` is 0. `wrap` makes a network distributed (DDP), which averages the
-    gradients over the workers. `training.seed` determines the initial weights. The moving average and the schedules
-    are pure functions of the step here; torch's AveragedModel has no warm-up of the decay, and its schedulers have
-    state to save.
+    The schedules are pure functions of the step; torch's have state to save.
     """
 
     def __init__(
@@ -37,35 +32,13 @@ class GanStep:
         device: torch.device,
         wrap: Callable[[nn.Module], nn.Module] = lambda network: network,
     ):
-        self.experiment, self.total_steps, self.device = experiment, total_steps, device
-        training, optimizer = experiment.training, experiment.optimizer
-        self.step = 0
+        super().__init__(experiment, device, wrap)
+        self.total_steps = total_steps
         self.rate_scale = 1.0
         """Factor of both learning rates."""
+        training = experiment.training
         self.part_size = -(-training.batch_size // (experiment.cluster.num_workers * training.accumulate))
         """The most samples that a worker computes at once: fewer workers than `num_workers` need no more memory."""
-        torch.manual_seed(training.seed)
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.generator = Generator(experiment.generator).to(device, memory_format=layout)
-        self.average = copy.deepcopy(self.generator).requires_grad_(False).eval() if optimizer.ema_decay else None
-        self.discriminator: Discriminator | None = None
-        if experiment.loss.adv_weight > 0:
-            torch.manual_seed(training.seed + 1)  # so the generator's weights do not depend on it
-            self.discriminator = Discriminator(experiment.discriminator, self.generator.planes, self.generator.scale)
-            self.discriminator.to(device, memory_format=layout)
-            self.wrapped_discriminator = wrap(self.discriminator)
-            self.optimizer_d = torch.optim.Adam(
-                self.discriminator.parameters(), lr=optimizer.discriminator_lr, betas=optimizer.betas
-            )
-        self.wrapped_generator = wrap(self.generator)
-        self.optimizer_g = torch.optim.Adam(
-            self.generator.parameters(), lr=optimizer.generator_lr, betas=optimizer.betas
-        )
-
-    @property
-    def scored(self) -> Generator:
-        """The generator that is validated and saved: the moving average, if there is one."""
-        return self.average or self.generator
 
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Update the networks on this worker's share of a batch.
@@ -90,7 +63,7 @@ class GanStep:
         update = self._update if largest <= self.part_size else self._accumulate  # the same one on all workers
         losses |= update(planes, target, weight, share)
         if self.average is not None:
-            self._update_average(e.optimizer.ema_decay)
+            self.update_average(e.optimizer.ema_decay)
         self.step += 1
         return {name: loss.detach() for name, loss in losses.items()}
 
@@ -262,48 +235,6 @@ class GanStep:
             case "cosine":
                 return self.rate_scale * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
         return self.rate_scale
-
-    @torch.no_grad()
-    def _update_average(self, decay: float) -> None:
-        """Average the parameters; copy the buffers (BatchNorm's statistics are averages already)."""
-        assert self.average is not None
-        averaged, current = list(self.average.parameters()), list(self.generator.parameters())
-        # Early on the decay is lower, so that the random initial weights are forgotten quickly.
-        torch._foreach_lerp_(averaged, current, 1 - min(decay, (1 + self.step) / (10 + self.step)))
-        for average, value in zip(self.average.buffers(), self.generator.buffers(), strict=True):
-            average.copy_(value)
-
-    def start_from(self, generator: dict[str, Tensor], discriminator: dict[str, Tensor]) -> None:
-        """Replace the initial weights by those of state dicts, which may lack some; its moving average starts there."""
-        for network in (self.generator, self.average):
-            if network is not None:
-                network.load_state_dict(generator, strict=False)
-        if self.discriminator is not None:
-            self.discriminator.load_state_dict(discriminator, strict=False)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything that the next step depends on."""
-        state: dict[str, Any] = {
-            "step": self.step,
-            "generator": self.generator.state_dict(),
-            "optimizer_g": self.optimizer_g.state_dict(),
-        }
-        if self.average is not None:
-            state["average"] = self.average.state_dict()
-        if self.discriminator is not None:
-            state |= {"discriminator": self.discriminator.state_dict(), "optimizer_d": self.optimizer_d.state_dict()}
-        return state
-
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Resume from a `state_dict` of the same experiment."""
-        self.step = state["step"]
-        self.generator.load_state_dict(state["generator"])
-        self.optimizer_g.load_state_dict(state["optimizer_g"])
-        if self.average is not None:
-            self.average.load_state_dict(state["average"])
-        if self.discriminator is not None:
-            self.discriminator.load_state_dict(state["discriminator"])
-            self.optimizer_d.load_state_dict(state["optimizer_d"])
 
 
 def mean_over_workers(values: Tensor, share: float = 1.0) -> Tensor:
