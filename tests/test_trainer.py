@@ -239,7 +239,7 @@ def test_after_a_non_finite_loss_a_run_goes_back_or_ends_and_names_the_step_and_
     with pytest.raises(PartialFailure, match=r"start from this run's best checkpoint with --init"):
         train(experiment(training={"batch_size": 12, "epochs": 1, "max_rollbacks": 0}), str(broken))
 
-    e = experiment("returning", training={"crops_per_pair": 1, "epochs": 3})
+    e = experiment("returning", training={"crops_per_pair": 1, "epochs": 2})
     schedule = Schedule(open_shards(broken, ["train"]).pairs, e.training)
     pairs = [schedule.pairs[crop.pair].name for crop in schedule.samples(range(4 * schedule.total_steps))]
     bad = [step for step in range(schedule.total_steps) if victim["name"] in pairs[4 * step : 4 * step + 4]]
