@@ -1,15 +1,18 @@
 """Benchmarks measure what they claim; no test depends on the speed of the machine."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 from lsid_ray.benchmark.faults import Recovery, check_faults, faults_table, measure_faults
+from lsid_ray.benchmark.feed import Feed, feed_table, measure_feed
 from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.benchmark.pack import measure_pack, pack_table
 from lsid_ray.benchmark.predict import PredictTimes, measure_predict, predict_table
-from lsid_ray.config.schema import GeneratorConfig
+from lsid_ray.benchmark.step import Step, measure_step, step_table
+from lsid_ray.config.schema import ClusterConfig, GeneratorConfig, TrainingConfig
 from lsid_ray.errors import InputError
 
 
@@ -28,6 +31,36 @@ def test_the_prediction_table_is_aligned_and_summarized():
     assert "In bands, 12 megapixels take 25% of the memory of one pass, at 1.25 of its speed." in text
     lines = text.splitlines()
     assert len(lines) == 4 and len({len(line) for line in lines[:3]}) == 1, "columns are aligned"
+
+
+def test_a_step_is_compared_with_a_plain_loop():
+    times = measure_step(Step("demo", batch_size=1, crop=32, steps=1, rounds=1))
+    assert times.step_s > 0 and times.plain_s > 0 and times.peak_bytes is None
+    assert f"{times.relative_speed:.2f} times as fast as the plain loop (CPU" in step_table(times)
+    without = measure_step(Step("chen", crop=32, steps=1, rounds=1))
+    assert without.flops > times.flops, "chen has the larger network"
+    for options, message in (
+        (Step("demos"), "demos: no such preset, expected one of demo, "),
+        (Step("demo", steps=0), "--steps is 0: expected 1 to"),
+        (Step("demo", crop=20), "--training.crop is 20: expected a multiple of 8"),
+    ):
+        with pytest.raises(InputError, match=message):
+            measure_step(options)
+
+
+def test_a_stream_is_compared_with_a_data_loader(shards: Path, tmp_path: Path):
+    training = TrainingConfig(batch_size=4, crop=16)
+    feed = Feed(str(shards), 30.0, 20, 1, 4, training, ClusterConfig(num_workers=2, cpus_per_worker=0.5))
+    result = measure_feed(feed, tmp_path)
+    assert result.sample_bytes == 2 * (4 * 17**2 + 3 * 34**2)
+    assert result.paced.samples_per_s <= 4 / 0.030 < result.stream.samples_per_s
+    assert {"readers", "split coordinator", "consumer", "rest of Ray"} <= result.stream.cpu_s_per_gb.keys()
+    assert result.loader.cpu_s_per_gb["loader workers"] > 0
+    lines = feed_table(result).splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1, "columns are aligned"
+    assert lines[-1].startswith("At 30 ms a step the device waits for data ")
+    with pytest.raises(InputError, match=r"--step-ms is -1: expected more than 0"):
+        measure_feed(replace(feed, step_ms=-1), tmp_path)
 
 
 def test_peak_memory_excludes_the_parent_process():

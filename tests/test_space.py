@@ -65,7 +65,11 @@ def test_parameters_change_only_their_fields() -> None:
         ("cluster.readers", "choice:1,2", "expected a field of generator, discriminator, loss, optimizer, training"),
         ("name", "choice:a,b", "expected a field of generator"),
         ("training.crop", "uniform:32:33", "--training.crop is 33: expected a multiple of 8"),
-        ("training.batch-size", "uniform:1:16", "--training.batch-size is 1: expected at least --cluster.num-workers 2"),
+        (
+            "training.batch-size",
+            "uniform:1:16",
+            "--training.batch-size is 1: expected at least --cluster.num-workers 2",
+        ),
         ("training.crop", "choice:1.5", "is '1.5': Input should be a valid integer"),
         ("loss.adversarial", "choice:bce,lsgan", "is 'lsgan': Input should be 'relativistic', 'hinge' or 'bce'"),
         ("loss.adversarial", "uniform:0:1", "expected choice:A,B,... for a field that is not a number"),

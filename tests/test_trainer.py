@@ -68,7 +68,7 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
     generator, loaded = load_generator(run.best)
     assert loaded == e
     opened = open_shards(shards, ["validation"])
-    scores = validate(generator, opened, list(opened.pairs), torch.device("cpu"))
+    scores = list(validate(generator, opened, opened.pairs, torch.device("cpu")))
     assert np.mean([score["psnr_db"] for score in scores]) == pytest.approx(run.metrics["psnr_db"], abs=1e-4)
 
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C still interrupts"

@@ -61,6 +61,26 @@ STALL = "worker stopped (SIGSTOP), stall-minutes 0.5"
 
 
 @dataclass(frozen=True)
+class Faults:
+    """Kill workers, nodes and drivers of tiny runs on clusters of three nodes that it starts on this machine, and
+    compare their results with that of an undisturbed run (20 minutes on 2 cores)."""
+
+    kills: int = 20
+    """Faults at random moments in the last run."""
+    epochs: int = 400
+    """Length of each run."""
+    picture: Path = Path("faults.png")
+    """File for a plot of the losses."""
+
+    def run(self, folder: Path) -> tuple[str, Any]:
+        """The table, and the figures in it; saves the plot. folder: for the runs."""
+        check_faults(self.kills, self.epochs)
+        recoveries, figure = measure_faults(folder, self.epochs, self.kills, print)
+        figure.savefig(self.picture)
+        return f"{faults_table(recoveries)}\n\nlosses: {self.picture}", recoveries
+
+
+@dataclass(frozen=True)
 class Recovery:
     """What one fault cost."""
 

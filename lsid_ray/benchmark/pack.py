@@ -11,10 +11,12 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import Annotated, Any
 
 import numpy as np
 import rawpy
 import ray
+import tyro
 
 from lsid_ray import cluster
 from lsid_ray.benchmark.memory import peak_bytes
@@ -30,6 +32,19 @@ from lsid_ray.raw.frame import read_raw
 from lsid_ray.raw.render import render
 
 LARGEST = (6336, 9504)  # sensels of a 61-megapixel camera
+
+
+@dataclass(frozen=True)
+class Pack:
+    """Compare packing a data set with LibRaw alone in a process pool (takes as long as packing it a few times)."""
+
+    root: Annotated[Path, tyro.conf.Positional]
+    """Folder that holds short/ and long/, with SID's names."""
+
+    def run(self, folder: Path) -> tuple[str, Any]:
+        """The table, and the figures in it. folder: for the shards."""
+        times = measure_pack(self.root, folder)
+        return pack_table(times), times
 
 
 @dataclass(frozen=True)

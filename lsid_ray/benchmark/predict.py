@@ -1,19 +1,41 @@
 """Speed and memory of prediction in bands of rows, relative to the whole frame in one pass."""
 
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 import torch
 
 from lsid_ray.benchmark.memory import peak_bytes
+from lsid_ray.commandline import memory_limit
 from lsid_ray.config.checks import check_generator
 from lsid_ray.config.schema import GeneratorConfig
 from lsid_ray.errors import InputError
-from lsid_ray.inference.bands import predict, predict_bands
+from lsid_ray.inference.bands import MEMORY_BYTES, predict, predict_bands
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.mosaic import LAYOUTS
 
 MAX_ROUNDS = 1000
+
+
+@dataclass(frozen=True)
+class Predict:
+    """Compare full frames in bands with the whole frame in one pass: speed and memory (5 minutes on 2 cores)."""
+
+    generator: GeneratorConfig = field(default_factory=GeneratorConfig)
+    """The network, with random weights."""
+    memory_gb: float = MEMORY_BYTES / 2**30
+    """Working memory for the bands, in GiB."""
+    rounds: int = 3
+    """How often each is measured, alternately; the fastest counts."""
+    use_gpu: bool = False
+    """Run on the GPU instead of the CPU."""
+
+    def run(self, folder: Path) -> tuple[str, Any]:
+        """The table, and the figures in it."""
+        times = measure_sizes(self.generator, memory_limit(self.memory_gb), self.rounds, self.use_gpu)
+        return predict_table(times), times
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ Validation during training and the final evaluation both score with this code.
 """
 
 import time
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -88,14 +89,20 @@ def at_output_scale(image_HW3: np.ndarray, pair: Pair, scale: int, device: torch
     return image[0].permute(1, 2, 0)
 
 
-def validate(generator: Generator, shards: Shards, pairs: list[Pair], device: torch.device) -> list[dict[str, float]]:
-    """PSNR and SSIM of the full frame of each pair."""
-    scores = []
+def validate(
+    generator: Generator, shards: Shards, pairs: Iterable[Pair], device: torch.device
+) -> Iterator[dict[str, float]]:
+    """PSNR and SSIM of the full frame of each pair. A long exposure is read once if its pairs follow one another."""
+    shard, target = None, None
     for pair in pairs:
+        if pair.long.shard != shard:
+            shard, target = pair.long.shard, at_output_scale(_target(shards, pair), pair, generator.scale, device)
         image, _ = enhance_frame(generator, shards.planes(pair), pair.short, pair.ratio, device)
-        target = at_output_scale(shards.target(pair).transpose(1, 2, 0), pair, generator.scale, device)
-        scores.append({"psnr_db": metrics.psnr_db(image, target), "ssim": metrics.ssim(image, target)})
-    return scores
+        yield {"psnr_db": metrics.psnr_db(image, target), "ssim": metrics.ssim(image, target)}
+
+
+def _target(shards: Shards, pair: Pair) -> np.ndarray:
+    return shards.target(pair).transpose(1, 2, 0)
 
 
 def score_frame(
@@ -107,7 +114,7 @@ def score_frame(
     start = time.perf_counter()
     image, weights = enhance_frame(generator, planes, pair.short, pair.ratio, device, memory_bytes)
     seconds = time.perf_counter() - start
-    target = at_output_scale(shards.target(pair).transpose(1, 2, 0), pair, scale, device)
+    target = at_output_scale(_target(shards, pair), pair, scale, device)
     frame = pair.short.raw_frame(planes)
     plain = at_output_scale(plain_rendering(frame, pair.ratio), pair, scale, device)
     image8, plain8, target8 = (metrics.round_to_8bit(i) for i in (image, plain, target))

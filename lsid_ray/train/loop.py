@@ -137,8 +137,9 @@ def training_loop(options: dict[str, Any]) -> None:
         heartbeat.begin(VALIDATING, gan_step.step)
         validation_start = time.perf_counter()
         scores = []
-        for pair in validation.pairs[rank::world_size]:
-            scores += validate(gan_step.scored, validation, [pair], device)
+        first, last = (len(validation.pairs) * each // world_size for each in (rank, rank + 1))
+        for score in validate(gan_step.scored, validation, validation.pairs[first:last], device):
+            scores.append(score)
             heartbeat.go_on()
         heartbeat.begin(SAVING, gan_step.step)
         rows = _gather(scores, world_size)
