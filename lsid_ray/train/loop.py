@@ -123,8 +123,9 @@ def training_loop(options: dict[str, Any]) -> None:
             window = _LogWindow()
         if not validating:
             if saving:
-                saved_step = gan_step.step
+                saved_step, save_start = gan_step.step, time.perf_counter()
                 _save(saver, rank, experiment, gan_step, {"step": gan_step.step, "epoch": epoch})
+                window.saving += time.perf_counter() - save_start
             if stopping:
                 return heartbeat.end()
             continue
@@ -168,7 +169,7 @@ class _LogWindow:
     """Losses and times since the last "train" event."""
 
     def __init__(self) -> None:
-        self.start, self.steps, self.waiting, self.sums = time.perf_counter(), 0, 0.0, {}
+        self.start, self.steps, self.waiting, self.saving, self.sums = time.perf_counter(), 0, 0.0, 0.0, {}
 
     def add(self, losses: dict[str, float]) -> None:
         self.steps += 1
@@ -194,6 +195,7 @@ def _train_event(window: _LogWindow, gan_step: GanStep, epoch: int, batch_size: 
         "seconds": window.seconds,
         "samples_per_s": samples_per_s,
         "waiting_for_data": window.waiting / window.seconds,
+        "saving": window.saving / window.seconds,
         "seconds_left": (gan_step.total_steps - gan_step.step) * batch_size / samples_per_s,
     }
 
