@@ -1,8 +1,13 @@
 """Distributed training of low-light photograph enhancers on Ray."""
 
 import os
+import sys
 
 __version__ = "0.1.0"
+
+if sys.platform == "win32":
+    print("error: lsid_ray does not run on Windows, only on Linux, such as that of WSL 2", file=sys.stderr)
+    raise SystemExit(2)
 
 # Ray prints these paragraphs in the terminal whatever `log_to_driver` is; a run says itself which nodes and workers it
 # has lost. Ray reads the variable when it is imported.

@@ -1,11 +1,14 @@
 """Options in, one-line mistakes out."""
 
+import runpy
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import pytest
 import tyro
 
+import lsid_ray
 from lsid_ray.commandline import parse_call, parse_experiment, run_job
 from lsid_ray.config.presets import PRESETS
 from lsid_ray.errors import InputError, PartialFailure
@@ -96,3 +99,10 @@ def test_a_failed_job_prints_one_line_and_sets_the_exit_code(
     with pytest.raises(SystemExit) as caught:
         run_job(main)
     assert caught.value.code == code and capsys.readouterr().err == line
+
+
+def test_windows_is_refused_in_one_line(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> None:
+    monkeypatch.setattr(sys, "platform", "win32")
+    with pytest.raises(SystemExit) as stop:
+        runpy.run_path(str(Path(lsid_ray.__file__)))
+    assert stop.value.code == 2 and capsys.readouterr().err.startswith("error: lsid_ray does not run on Windows")

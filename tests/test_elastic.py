@@ -1,5 +1,6 @@
 """Runs that go on with fewer workers when nodes leave, and with more when nodes join."""
 
+import re
 import signal
 import subprocess
 import sys
@@ -10,42 +11,57 @@ from test_interruption import SMALL, trained_steps
 from test_jobs import JOBS
 from test_trainer import events
 
-from lsid_ray.benchmark.nodes import NodeCluster, until
+from lsid_ray.benchmark.nodes import RAY, NodeCluster, until
 from lsid_ray.train.run_folder import checkpoint_step
 
 
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
-def test_a_run_goes_on_with_fewer_workers_and_with_more_again(
+def test_a_run_goes_on_with_the_workers_that_announced_and_sudden_losses_leave_and_with_more_again(
     data_root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    nodes = NodeCluster(tmp_path_factory.mktemp("e"), {"RAY_AUTH_MODE": "disabled"}, "--num-cpus=2")
+    environment = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}
+    nodes = NodeCluster(tmp_path_factory.mktemp("e"), environment, "--num-cpus=2")
     run, output = tmp_path / "run", tmp_path / "output"
     options = f"demo --data.root {data_root} --data.shards {tmp_path}/shards --storage {tmp_path} --name run {SMALL}"
-    options += " --training.checkpoint-every 10steps --cluster.num-workers 2 --cluster.min-workers 1"
+    options += " --cluster.num-workers 2 --cluster.min-workers 1"
     options += " --cluster.cpus-per-worker 3"  # a worker fits on each of the other nodes, none on the head
 
     def starts() -> list[tuple[int, int]]:
         return [(event["step"], event["workers"]) for event in events(run) if event["kind"] == "start"]
+
+    def trains_since_start(number: int) -> None:
+        assert until(lambda: run.exists() and len(starts()) == number, 120), output.read_text()
+        assert until(lambda: max(trained_steps(run), default=0) > starts()[-1][0] + 20, 60), output.read_text()
 
     try:
         others = [nodes.add("--num-cpus=3") for _ in range(2)]
         with output.open("w") as file:
             command = [sys.executable, JOBS / "train.py", *options.split()]
             job = subprocess.Popen(command, env=nodes.environment, stdout=file, stderr=file)
-        assert until(lambda: run.exists() and checkpoint_step(run) > 0, 120), output.read_text()
+        trains_since_start(1)
+
+        drain = ["drain-node", "--node-id", others[0].ray_id(), "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
+        drain += ["--reason-message", "spot", "--deadline-remaining-seconds", "15", "--address", nodes.address]
+        subprocess.run([*RAY, *drain], env=nodes.environment, capture_output=True, check=True)
+        assert until(lambda: checkpoint_step(run) > 20, 25), "an announced loss leaves a checkpoint"
+        announced = checkpoint_step(run)
         nodes.kill(others[0])
-        assert until(lambda: len(starts()) == 2, 120), output.read_text()
-        assert until(lambda: trained_steps(run)[-1] > starts()[1][0], 60), output.read_text()
+        trains_since_start(2)
+
         nodes.add("--num-cpus=3")
-        assert until(lambda: len(starts()) == 3, 120), output.read_text()
-        assert until(lambda: trained_steps(run)[-1] > starts()[2][0], 60), output.read_text()
+        trains_since_start(3)
+
+        nodes.kill(others[1])
+        trains_since_start(4)
+
         job.send_signal(signal.SIGINT)
         assert job.wait(60) == 130, output.read_text()
     finally:
         nodes.close()
-    text, (first, fewer, more) = output.read_text(), starts()
-    assert first == (0, 2) and fewer[0] > 0 and (fewer[1], more[1]) == (1, 2)
+    text, (first, fewer, more, last) = output.read_text(), starts()
+    assert re.search(r"node [\d.]+ will be taken away in 1?\d s; saving a checkpoint", text), text
+    assert first == (0, 2) and fewer == (announced, 1) and more[1] == 2 and last == (more[0], 1), text
     assert "the cluster has grown: going on with 2 workers" in text and "Traceback" not in text
     assert more[0] >= max(step for step in trained_steps(run) if step <= more[0]), "growing repeats no step"
     (resize,) = [event for event in events(run) if event["kind"] == "resize"]
