@@ -177,6 +177,16 @@ def test_images_keep_their_pixels_and_wide_ones_are_reduced(tmp_path, scores, fr
     assert Image.open(target).size == (1600, 5)
 
 
+def test_attention_is_shown_in_the_range_in_which_it_varies(tmp_path, scores, frame):
+    weights = np.full((20, 30), 0.95, np.float32)
+    weights[:, 15:] = 0.97
+    images = frame.images | {"attention": weights}
+    written = write_report(tmp_path / "report", scores, [dataclasses.replace(frame, images=images)], {})
+    (attention,) = (tmp_path / "report" / "images").glob("*_attention.png")
+    assert np.unique(np.asarray(Image.open(attention))).tolist() == [0, 255]
+    assert "black: 0.950, white: 0.970" in written.read_text()
+
+
 def test_json_holds_no_nan_or_infinity(tmp_path, scores):
     perfect = dataclasses.replace(scores[0], psnr_db=math.inf, plain_psnr_db=math.inf)
     record = {"loss": math.nan, "sizes": [np.float32(1), np.int64(2)], "shards": Path("a")}
