@@ -27,15 +27,16 @@ from lsid_ray.progress import counter
 Root = Annotated[str, Positional, arg(metavar="ROOT", help="Folder that holds short/ and long/, with SID's names.")]
 Out = Annotated[str, arg(help='Folder of the shards. Empty: ROOT + "-shards".')]
 Tile = Annotated[int, arg(help="Side of a tile in packed pixels.")]
+SidWhite = Annotated[bool, arg(help="Let the brightest sensel decide how bright a long exposure is, as SID did.")]
 Data = Annotated[str, Positional, arg(metavar="PATH", help="Folder of raw files (short/, long/), or of shards.")]
 Count = Annotated[int, arg(help="Number of pairs.")]
 
 
-def pack(root: Root, out: Out = "", tile: Tile = TILE_SIDE) -> None:
+def pack(root: Root, out: Out = "", tile: Tile = TILE_SIDE, sid_white: SidWhite = False) -> None:
     """Pack new and changed files."""
     out = out or default_shards(root)
     with counter("packing", "files") as progress:
-        result = pack_dataset(root, out, tile=tile, progress=progress)
+        result = pack_dataset(root, out, tile=tile, sid_white=sid_white or None, progress=progress)
     _report("left out", result.failures, f"{result.pairs} pairs in {out} ({result.summary})")
 
 

@@ -19,7 +19,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import read_raw
 from lsid_ray.raw.mosaic import pack
-from lsid_ray.raw.render import plain_rendering, reference_rendering
+from lsid_ray.raw.render import plain_rendering, reference_rendering, rendering_parameters
 
 
 @pytest.fixture
@@ -101,8 +101,11 @@ def test_a_destination_packed_from_other_files_or_options_is_rejected(
     for destination in (shards, unfinished):
         with pytest.raises(InputError, match=f"packed from different data .* expected shards of {copied_root}"):
             pack_dataset(copied_root, destination, tile=32)
-    monkeypatch.setattr(pack_plan, "rendering_parameters", lambda: {"libraw": "0.1"})
-    with pytest.raises(InputError, match=r"rendered by LibRaw .*, expected LibRaw 0\.1"):
+    with pytest.raises(InputError, match=r"rendered with adjust_maximum_thr 0\.0, not 0\.75; choose another folder"):
+        pack_dataset(data_root, shards, tile=32, sid_white=True)
+    parameters = {**rendering_parameters(), "libraw": "0.1"}
+    monkeypatch.setattr(pack_plan, "rendering_parameters", lambda sid_white: parameters)
+    with pytest.raises(InputError, match=r"rendered with libraw [\d.]+, not 0\.1"):
         pack_dataset(data_root, shards, tile=32)
 
 
@@ -210,3 +213,12 @@ def test_long_exposures_are_spread_over_the_first_three_quarters(monkeypatch, da
     kinds = [task.name.partition("/")[0] for task in submitted]
     assert (kinds.count("long"), kinds.count("short")) == (5, 10)
     assert kinds[-3:] == ["short"] * 3 and "short" in kinds[:3] and "long" in kinds[6:]
+
+
+def test_a_folder_with_sids_white_level_stays_so(copied_root: Path, tmp_path: Path):
+    pack_dataset(copied_root, tmp_path / "out", tile=32, sid_white=True)
+    (changed,) = [path for path in (copied_root / "long").iterdir() if path.name.startswith("1")]
+    write_dng(changed, read_raw(changed))
+    result = pack_dataset(copied_root, tmp_path / "out", tile=32)
+    assert (result.packed, result.reused) == (1, 14)
+    assert read_index(tmp_path / "out").rendering["adjust_maximum_thr"] == 0.75

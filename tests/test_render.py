@@ -18,6 +18,7 @@ from lsid_ray.raw.render import (
     read_and_render,
     reference_rendering,
     rendering_parameters,
+    saturation,
     upright,
 )
 
@@ -36,7 +37,9 @@ def render_amplified_in_libraw(path: Path, ratio: float) -> np.ndarray:
     frame = read_raw(path)
     with rawpy.imread(str(path)) as raw:
         raw.raw_image_visible[:] = amplify(frame, ratio)
-        return raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16, user_flip=0)
+        return raw.postprocess(
+            use_camera_wb=True, no_auto_bright=True, output_bps=16, user_flip=0, adjust_maximum_thr=0
+        )
 
 
 @pytest.mark.parametrize("orientation", [0, 3, 5, 6])
@@ -52,10 +55,55 @@ def test_the_reference_rendering_is_aligned_with_its_mosaic(tmp_path, size: tupl
 
 def test_the_rendering_parameters_give_the_same_image_as_sids_call(tmp_path):
     """Chen et al. set three parameters; all others must equal LibRaw's defaults."""
-    write_dng(tmp_path / "a.dng", smooth_frame())
+    bright = replace(smooth_frame(), mosaic=2 * smooth_frame().mosaic)
+    write_dng(tmp_path / "a.dng", bright)
     with rawpy.imread(str(tmp_path / "a.dng")) as raw:
         sid_rendering = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16)
-    np.testing.assert_array_equal(reference_rendering(tmp_path / "a.dng"), sid_rendering)
+    np.testing.assert_array_equal(reference_rendering(tmp_path / "a.dng", sid_white=True), sid_rendering)
+    ours = reference_rendering(tmp_path / "a.dng")
+    assert 1.05 < (sid_rendering.mean() / ours.mean()) < 1.2, "brighter, as no sensel of it is white"
+
+
+def test_no_single_sensel_decides_how_bright_a_rendering_is(tmp_path):
+    means = []
+    for brightest in (0.60, 0.74, 0.76, 0.90, 1.0):
+        frame = smooth_frame()
+        frame.mosaic[50, 60] = 512 + brightest * (16383 - 512)
+        write_dng(tmp_path / "a.dng", frame)
+        means.append(reference_rendering(tmp_path / "a.dng").mean())
+    assert max(means) / min(means) < 1.002
+
+
+@pytest.mark.parametrize("noise", [0, 8])
+@pytest.mark.parametrize("clip", [16383, 15600, 15000, 13000])
+def test_highlights_are_neutral_wherever_the_sensor_saturates(tmp_path, clip: int, noise: int):
+    """White balance would turn them pink; a hot sensel reads white all the same."""
+    dark = smooth_frame()
+    levels = dark.mosaic.astype(float)
+    levels[30:60, 40:80] = np.random.default_rng(0).normal(clip, noise, (30, 40))
+    levels[5, 5] = 16383
+    frame = replace(dark, mosaic=levels.round().clip(0, min(clip + 3 * noise + 1, 16383)).astype(np.uint16))
+    frame.mosaic[5, 5] = 16383
+    write_dng(tmp_path / "a.dng", frame)
+    rendered = reference_rendering(tmp_path / "a.dng")
+    assert rendered[36:54, 46:74].min() > 65400
+    np.testing.assert_array_equal(plain_rendering(read_raw(tmp_path / "a.dng"), 1.0), rendered)
+    write_dng(tmp_path / "dark.dng", dark)
+    expected = reference_rendering(tmp_path / "dark.dng")
+    np.testing.assert_array_equal(rendered[70:], expected[70:], "the rest is as bright as without them")
+
+
+def test_bright_surfaces_are_not_taken_for_saturation(tmp_path):
+    random = np.random.default_rng(0)
+    flat = random.normal(13000, 100, (90, 120)).round().astype(np.uint16)  # shot noise of as many electrons
+    assert saturation(replace(smooth_frame(), mosaic=flat)) is None
+    red = smooth_frame()  # a red lamp, or a photograph whose red is clipped
+    red.mosaic[30:60:2, 40:80:2] = 14000
+    assert saturation(red) is None
+    balanced = smooth_frame()  # a photograph's white, which is at another level in each color
+    for row, column, level in ((0, 0, 7000), (0, 1, 14000), (1, 0, 14000), (1, 1, 9000)):
+        balanced.mosaic[30 + row : 60 : 2, 40 + column : 80 : 2] = level
+    assert saturation(balanced) is None
 
 
 def test_read_and_render_returns_the_same_as_separate_calls(tmp_path):
@@ -120,7 +168,7 @@ def test_upright_matches_libraws_flip(tmp_path, orientation: int):
     write_dng(tmp_path / "a.dng", smooth_frame(91, 121, orientation=orientation))
     frame, rgb = read_and_render(tmp_path / "a.dng")
     with rawpy.imread(str(tmp_path / "a.dng")) as raw:
-        flipped = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16)
+        flipped = raw.postprocess(use_camera_wb=True, no_auto_bright=True, output_bps=16, adjust_maximum_thr=0)
     assert flipped.shape == ((121, 91, 3) if orientation >= 4 else (91, 121, 3))
     np.testing.assert_array_equal(upright(rgb, frame.orientation), flipped)
 

@@ -30,6 +30,8 @@ class PackTask:
     """Expected hash of its shard if the raw file is unchanged; empty if unknown."""
     reuse_existing: bool
     """Whether an existing shard is reused if its metadata names this raw file."""
+    sid_white: bool = False
+    """As `raw.render.reference_rendering`."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -75,7 +77,7 @@ def _pack_local_file(task: PackTask, path: AnyPath, local_path: Path, destinatio
     if existing is not None:
         return FileResult(source, existing, "", False)
     try:
-        frame, pixels, offset, tile_side = _decode(local_path, task.name.startswith("long/"), tile)
+        frame, pixels, offset, tile_side = _decode(local_path, task, tile)
         stat_after = path.stat()
     except InputError as error:
         reason = str(error).removeprefix(f"{local_path}: ")
@@ -89,7 +91,7 @@ def _pack_local_file(task: PackTask, path: AnyPath, local_path: Path, destinatio
         return FileResult(None, None, "it changed while it was read: pack again", True)
     entry = Shard(shard, path.name, stat.st_size, 0, "", pixels.shape, tile_side, offset)
     metadata = PackedFrame(shard=entry, height=frame.height, width=frame.width, **metadata_of(frame))
-    record = shard_metadata(metadata, xxh128, tile, rendering_parameters())
+    record = shard_metadata(metadata, xxh128, tile, rendering_parameters(task.sid_white))
     try:
         size, digest = write_shard(destination / shard, pixels, tile_side, record)
     except OSError as error:
@@ -114,7 +116,7 @@ def _existing_frame(
         recorded = (record["version"], record["tile"], record["source_xxh128"], shard["source"], shard["path"])
         if recorded != (VERSION, tile, source.xxh128, task.path.rpartition("/")[2], source.shard):
             return None
-        if task.name.startswith("long/") and record["rendering"] != rendering_parameters():
+        if task.name.startswith("long/") and record["rendering"] != rendering_parameters(task.sid_white):
             return None
         digest = file_xxh128(path)
         if shard_xxh128 not in ("", digest):
@@ -124,10 +126,10 @@ def _existing_frame(
         return None
 
 
-def _decode(path: Path, long: bool, tile: int) -> tuple[RawFrame, np.ndarray | PackedView, int, int]:
+def _decode(path: Path, task: PackTask, tile: int) -> tuple[RawFrame, np.ndarray | PackedView, int, int]:
     """The frame, its pixels (C, H, W) uint16 as stored, the offset added to them, and the side of their tiles."""
-    if long:
-        frame, rgb = read_and_render(path)
+    if task.name.startswith("long/"):
+        frame, rgb = read_and_render(path, task.sid_white)
         return frame, rgb.transpose(2, 0, 1), 0, layout_of(frame.cfa).block * tile
     frame = read_raw(path)
     offset = black_offset(frame.black)

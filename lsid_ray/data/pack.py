@@ -71,6 +71,7 @@ def pack_dataset(
     destination: str | AnyPath,
     *,
     tile: int = TILE_SIDE,
+    sid_white: bool | None = None,
     progress: Progress = lambda done, total: None,
 ) -> PackResult:
     """Bring the folder `destination` up to date with every pair under `root` (short/ and long/, SID's names).
@@ -80,27 +81,34 @@ def pack_dataset(
     result and in the index, its pairs are left out, and it is decoded again only when it changes. The index is
     written last, so a destination with an index is complete.
 
+    sid_white: as `raw.render.reference_rendering`; None: as the destination was packed, or else False.
     Raises: InputError if `root` is not usable, no pair remains, or `destination` holds shards of different data or
     options, is being packed by another run, or is not writable (a full disk); shards written until then stay.
     """
     if not 1 <= tile <= MAX_TILE:
         raise InputError(f"--tile is {tile}: expected 1 to {MAX_TILE:,}")
     root, destination = storage.to_path(root).absolute(), storage.to_path(destination).absolute()
-    return update_shards(root, destination, tile, progress, frozenset())
+    return update_shards(root, destination, tile, progress, frozenset(), sid_white)
 
 
 def update_shards(
-    root: AnyPath, destination: AnyPath, tile: int, progress: Progress, broken: frozenset[str]
+    root: AnyPath,
+    destination: AnyPath,
+    tile: int,
+    progress: Progress,
+    broken: frozenset[str],
+    sid_white: bool | None = None,
 ) -> PackResult:
     """`pack_dataset` for absolute paths; the shards in `broken` are packed again whatever their metadata says."""
-    plan = plan_packing(root, destination, tile, broken)
+    plan = plan_packing(root, destination, tile, broken, sid_white)
     if _is_up_to_date(plan) and not broken:  # returns before the lock, so that a read-only folder will do
         return PackResult(len(plan.index.pairs), plan.index.failed, True, 0, len(plan.frames), ())
     storage.check_writable(destination, "folder of the shards")
     cluster.connect()
     try:
         with _locked(destination):
-            return _execute(plan_packing(root, destination, tile, broken), progress)  # another run may just have ended
+            plan = plan_packing(root, destination, tile, broken, sid_white)  # another run may just have ended
+            return _execute(plan, progress)
     except OSError as error:
         raise InputError(_not_writable(destination, error.strerror or str(error))) from None
 
@@ -183,7 +191,7 @@ def _assemble_index(plan: PackPlan) -> Index:
     return Index(
         program=__version__,
         tile=plan.tile,
-        rendering=rendering_parameters(),
+        rendering=rendering_parameters(plan.sid_white),
         sources=dict(sorted(plan.sources.items())),
         frames=dict(sorted(plan.frames.items())),
         pairs=tuple(pairs),

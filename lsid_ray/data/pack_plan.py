@@ -10,13 +10,14 @@ from collections.abc import Container
 from typing import Any
 
 from lsid_ray import __version__, storage
+from lsid_ray.config.serialization import difference
 from lsid_ray.data.catalog import Catalog, RawPair, read_catalog
 from lsid_ray.data.checksum import file_xxh128
 from lsid_ray.data.convert import PackTask, shard_path
 from lsid_ray.data.index import INDEX, PREVIOUS_INDEX, Index, PackedFrame, SourceFile, read_index
 from lsid_ray.data.shard import read_metadata
 from lsid_ray.errors import InputError
-from lsid_ray.raw.render import rendering_parameters
+from lsid_ray.raw.render import has_sid_white, rendering_parameters
 from lsid_ray.storage import AnyPath
 
 
@@ -27,6 +28,8 @@ class PackPlan:
     root: AnyPath
     destination: AnyPath
     tile: int
+    sid_white: bool
+    """As `raw.render.reference_rendering`."""
     catalog: Catalog
     index: Index | None
     """The index of the destination, current or previous."""
@@ -47,17 +50,21 @@ class PackPlan:
         return [*self.catalog.pairs, *self.catalog.excluded]
 
 
-def plan_packing(root: AnyPath, destination: AnyPath, tile: int, broken: frozenset[str]) -> PackPlan:
+def plan_packing(
+    root: AnyPath, destination: AnyPath, tile: int, broken: frozenset[str], sid_white: bool | None = None
+) -> PackPlan:
     """Compare raw files, index and shards. Reads no raw file, unless the modification times of all have changed.
 
-    broken: paths of shards that are packed again even if they look valid.
+    broken: paths of shards that are packed again even if they look valid. sid_white: as
+    `raw.render.reference_rendering`; None: as the destination was packed, if it was.
     Raises: InputError if `root` is not usable, or `destination` was packed from different data or options.
     """
     catalog = read_catalog(root)
     index, is_current = _read_last_index(destination)
-    plan = PackPlan(
-        root, destination, tile, catalog, index, is_current, storage.list_files(destination), {}, {}, {}, []
-    )
+    if sid_white is None:
+        sid_white = index is not None and has_sid_white(index.rendering)
+    existing = storage.list_files(destination)
+    plan = PackPlan(root, destination, tile, sid_white, catalog, index, is_current, existing, {}, {}, {}, [])
     plan.reasons |= {str(path.relative_to(root)): reason for path, reason in catalog.problems}
     raw_files = _list_raw_files(plan)
     _check_same_data(plan, raw_files)
@@ -73,7 +80,7 @@ def plan_packing(root: AnyPath, destination: AnyPath, tile: int, broken: frozens
             plan.sources[name], plan.frames[shard] = indexed, index.frames[shard]
         else:
             xxh128 = index.frames[shard].shard.xxh128 if indexed is not None and indexed.shard else ""
-            plan.tasks.append(PackTask(name, str(root / name), indexed, xxh128, shard not in broken))
+            plan.tasks.append(PackTask(name, str(root / name), indexed, xxh128, shard not in broken, sid_white))
     plan.tasks = _order_tasks(plan.tasks, plan.existing)
     return plan
 
@@ -121,12 +128,9 @@ def _check_same_data(plan: PackPlan, raw_files: dict[str, tuple[int, int]]) -> N
         return
     if index.tile != plan.tile:
         raise InputError(f"{mismatch}in tiles of {index.tile}, not {plan.tile}{advice}")
-    rendering = rendering_parameters()
-    if index.rendering != rendering:
-        raise InputError(
-            f"{mismatch}rendered by LibRaw {index.rendering.get('libraw')}, expected LibRaw {rendering['libraw']} "
-            f"with this program's parameters{advice}"
-        )
+    if changed := difference(index.rendering, rendering_parameters(plan.sid_white)):
+        name, before, now = changed
+        raise InputError(f"{mismatch}rendered with {name} {before}, not {now}{advice}")
     indexed = index.sources
     same_size = [name for name, (size, _) in raw_files.items() if name in indexed and indexed[name].bytes == size]
     if any(indexed[name].mtime_ns == raw_files[name][1] for name in same_size):
