@@ -86,6 +86,36 @@ def test_black_levels_are_those_of_the_tags(seed: int, put: Put) -> None:
     assert np.abs(light - recorded).max() <= (0.51 if depends_on_more else 1e-3), "to rounding, if at all"
 
 
+@pytest.mark.parametrize("seed", range(20))
+def test_of_a_dng_the_default_crop_is_the_image(seed: int, put: Put) -> None:
+    random = np.random.default_rng(seed)
+    cfa = str(random.choice(["RGGB", "GBRG", XTRANS.pattern]))
+    period = 2 if len(cfa) == 4 else 6
+    black = tuple(float(level) for level in 500 + np.arange(len(cfa)))
+    mosaic = random.integers(600, 9000, (HEIGHT, WIDTH)).astype(np.uint16)
+    area = tuple(map(int, random.integers(0, 9, 2)))
+    y, x = map(int, random.integers(1, 12, 2))
+    height, width = int(random.integers(22, 36)), int(random.integers(22, 44))
+    numbers = [(x, y), (width, height)]
+    if seed % 2:  # fractions: what lies wholly inside
+        numbers = [(Fraction(2 * x - 1, 2), Fraction(3 * y - 1, 3)), (Fraction(2 * width + 1, 2), height + 1)]
+    tags = [
+        (ACTIVE_AREA, dng._LONG, [*area, HEIGHT, WIDTH]),
+        *(
+            (code, RATIONAL, rationals(list(map(Fraction, pair))))
+            for code, pair in zip((50719, 50720), numbers, strict=True)
+        ),
+    ]
+    path = put(make_camera(cfa, mosaic=mosaic, black=black), tags)
+    frame = read_raw(path)
+    top, left = area[0] + y, area[1] + x
+    np.testing.assert_array_equal(frame.mosaic, mosaic[top : top + height, left : left + width])
+    order = [(y + i) % period * period + (x + j) % period for i, j in np.ndindex(period, period)]  # of the active area
+    assert frame.cfa == "".join(cfa[i] for i in order) and frame.black == tuple(black[i] for i in order)
+    if period == 2:  # LibRaw renders no X-Trans that small
+        np.testing.assert_array_equal(read_and_render(path)[1], plain_rendering(frame, 1.0))
+
+
 def test_a_number_of_black_levels_that_fits_no_pattern_is_refused(put: Put) -> None:
     camera = make_camera("RGGB", mosaic=np.full((HEIGHT, WIDTH), 600, np.uint16))
     tags = [(REPEAT_DIM, dng._SHORT, [2, 2]), (BLACK_LEVEL, dng._SHORT, [512, 512, 512])]

@@ -13,9 +13,9 @@ import numpy as np
 import tifffile
 
 from lsid_ray.errors import InputError
+from lsid_ray.raw.tiff import active_area, tag_values
 
-DNG_VERSION, REPEAT_DIM, BLACK_LEVEL, DELTA_H, DELTA_V, ACTIVE_AREA = 50706, 50713, 50714, 50715, 50716, 50829
-RATIONALS = (5, 10)  # TIFF's data types of two integers each
+REPEAT_DIM, BLACK_LEVEL, DELTA_H, DELTA_V = 50713, 50714, 50715, 50716
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def dng_black_levels(
     if page is None:
         return None
     repeat = tuple(map(int, np.ravel(page.tags[REPEAT_DIM].value))) if REPEAT_DIM in page.tags else (1, 1)
-    values = _values(page, BLACK_LEVEL)
+    values = tag_values(page, BLACK_LEVEL)
     if values.size == 1:
         values = np.repeat(values, np.prod(repeat))
     if values.size != np.prod(repeat) or not values.size:
@@ -63,21 +63,15 @@ def dng_black_levels(
             f"{np.prod(repeat)}"
         )
     top, left, height, width = visible
-    area = page.tags[ACTIVE_AREA].value if ACTIVE_AREA in page.tags else (0, 0, *shape)
-    y, x = top - int(area[0]), left - int(area[1])  # DNG counts from the active area's corner
+    first_row, first_column = active_area(page)
+    y, x = top - first_row, left - first_column  # DNG counts from the active area's corner
     pattern = np.roll(values.reshape(repeat), (-y, -x), (0, 1))
     return BlackLevels(pattern, _deltas(page, DELTA_V, y, height), _deltas(page, DELTA_H, x, width))
-
-
-def _values(page: tifffile.TiffPage, code: int) -> np.ndarray:
-    tag = page.tags[code]
-    values = np.ravel(np.array(tag.value, np.float64))
-    return values[::2] / values[1::2] if tag.dtype in RATIONALS else values
 
 
 def _deltas(page: tifffile.TiffPage, code: int, first: int, count: int) -> np.ndarray:
     """Of `count` rows or columns from the `first` one; the last is repeated if there are too few."""
     if code not in page.tags:
         return np.zeros(1)
-    values = _values(page, code)
+    values = tag_values(page, code)
     return values[np.clip(np.arange(first, first + count), 0, values.size - 1)]

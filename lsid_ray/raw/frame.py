@@ -13,11 +13,11 @@ import rawpy
 import tifffile
 
 from lsid_ray.errors import InputError
-from lsid_ray.raw.black import DNG_VERSION, dng_black_levels
+from lsid_ray.raw.black import BlackLevels, dng_black_levels
 from lsid_ray.raw.color import XYZ_FROM_SRGB
 from lsid_ray.raw.diagnosis import diagnose
 from lsid_ray.raw.names import exposure_from_name
-from lsid_ray.raw.tiff import camera_name, check_container, tiff_pages
+from lsid_ray.raw.tiff import DNG_VERSION, camera_name, check_container, default_crop, tiff_pages
 from lsid_ray.storage import is_utf8
 
 MAX_ZEROS, ZEROS_STEP = 0.02, 5  # share of the sensels, looked at every 5 rows and columns: not always the same color
@@ -55,7 +55,7 @@ class RawFrame(FrameMetadata):
     """The unprocessed contents of a camera file."""
 
     mosaic: np.ndarray
-    """(H, W) uint16, DN: the visible area, in sensor orientation."""
+    """(H, W) uint16, DN: the visible area, of a DNG its default crop, in sensor orientation."""
     source: str
     """The file name, without its folder."""
     focal_length_mm: float | None = None
@@ -135,7 +135,7 @@ def frame_from_libraw(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
     path = Path(path)
     cfa, colors = _cfa(raw, path)
     white = float(raw.white_level)
-    mosaic, black = _levelled(raw, path, colors)
+    mosaic, cfa, black = _image(raw, path, cfa, colors)
     if not max(black) < white:
         raise InputError(f"{path}: black level {max(black):g} and white level {white:g}; expected black below white")
     zeros = float(np.mean(mosaic[::ZEROS_STEP, ::ZEROS_STEP] == 0))
@@ -204,24 +204,35 @@ def is_read_by_libraw_as(raw: rawpy.RawPy, frame: RawFrame) -> bool:
     return has_white_balance and frame.black == black and np.array_equal(frame.mosaic, raw.raw_image_visible)
 
 
-def _levelled(raw: rawpy.RawPy, path: Path, colors: list[int]) -> tuple[np.ndarray, tuple[float, ...]]:
-    """The visible mosaic and its black levels by CFA position.
-
-    If a DNG has levels that depend on more than that position, the difference is taken from the mosaic, rounded.
-    """
-    mosaic, period = raw.raw_image_visible, math.isqrt(len(colors))
-    levels = None
+def _image(raw: rawpy.RawPy, path: Path, cfa: str, colors: list[int]) -> tuple[np.ndarray, str, tuple[float, ...]]:
+    """The mosaic that its maker means to be seen, and its CFA and black levels."""
+    visible = (raw.sizes.top_margin, raw.sizes.left_margin, *raw.raw_image_visible.shape)
+    levels, crop = None, (slice(0, visible[2]), slice(0, visible[3]))
     try:
         with tifffile.TiffFile(path) as file:
             if DNG_VERSION in file.pages.first.tags:
-                visible = (raw.sizes.top_margin, raw.sizes.left_margin, *mosaic.shape)
                 levels = dng_black_levels(path, tiff_pages(file), raw.raw_image.shape, visible)
+                crop = default_crop(tiff_pages(file), raw.raw_image.shape, visible)
     except InputError:
         raise
     except Exception:  # not a TIFF, or damaged tags: LibRaw's levels are used
         levels = None
+    mosaic, black = _levelled(raw.raw_image_visible, levels, libraw_black(raw, colors))
+    period, (rows, columns) = math.isqrt(len(cfa)), crop
+    moved = [(rows.start + y) % period * period + (columns.start + x) % period for y, x in np.ndindex(period, period)]
+    return mosaic[crop], "".join(cfa[i] for i in moved), tuple(black[i] for i in moved)
+
+
+def _levelled(
+    mosaic: np.ndarray, levels: BlackLevels | None, libraws: tuple[float, ...]
+) -> tuple[np.ndarray, tuple[float, ...]]:
+    """The visible mosaic and its black levels by CFA position, those of LibRaw if there are no others.
+
+    If levels depend on more than that position, the difference is taken from the mosaic, rounded.
+    """
     if levels is None:
-        return mosaic, libraw_black(raw, colors)
+        return mosaic, libraws
+    period = math.isqrt(len(libraws))
     if (black := levels.of_cfa(period)) is not None:
         return mosaic, tuple(black.ravel().tolist())
     exact = levels.of_mosaic(*mosaic.shape)

@@ -1,10 +1,12 @@
-"""What LibRaw does not tell of a TIFF, as most raw files are one: its pages, its camera, whether it is whole."""
+"""What LibRaw does not say of a TIFF, as most raw files are one: its pages, camera, crop, and whether it is whole."""
 
 import itertools
 import logging
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import tifffile
 
 from lsid_ray.errors import InputError
@@ -13,6 +15,9 @@ from lsid_ray.errors import InputError
 logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 MAX_PAGES = 100  # cameras write at most about 10
+DNG_VERSION, CROP_ORIGIN, CROP_SIZE, ACTIVE_AREA = 50706, 50719, 50720, 50829
+RATIONALS = (5, 10)  # TIFF's data types of two integers each
+MIN_CROP = 22  # LibRaw renders none that is smaller; a tag that says so is damaged
 
 
 def check_container(path: Path) -> None:
@@ -54,3 +59,37 @@ def camera_name(path: Path) -> str:
     if len(make_model) == 2 and make_model[1].lower().startswith(make_model[0].lower()):
         make_model = make_model[1:]  # "Canon", "Canon EOS 550D"
     return " ".join(filter(None, make_model)) or unique or "unknown"
+
+
+def tag_values(page: tifffile.TiffPage, code: int) -> np.ndarray:
+    """The numbers of a tag: (n,) float64."""
+    tag = page.tags[code]
+    values = np.ravel(np.array(tag.value, np.float64))
+    return values[::2] / values[1::2] if tag.dtype in RATIONALS else values
+
+
+def active_area(page: tifffile.TiffPage) -> tuple[int, int]:
+    """First row and column of a DNG's active area, from which its other tags count."""
+    top, left = tag_values(page, ACTIVE_AREA)[:2] if ACTIVE_AREA in page.tags else (0, 0)
+    return int(top), int(left)
+
+
+def default_crop(
+    pages: Iterator[tifffile.TiffPage], shape: tuple[int, int], visible: tuple[int, int, int, int]
+) -> tuple[slice, slice]:
+    """The rows and columns of LibRaw's visible area that a DNG's maker means to be seen.
+
+    What lies around them is there for demosaicing, and may be dark or dead. shape, visible: as `dng_black_levels`.
+    Source: DNG 1.4.0.0, DefaultCropOrigin and DefaultCropSize, which give columns first.
+    """
+    page = next((page for page in pages if CROP_SIZE in page.tags and page.shape[:2] == shape), None)
+    whole = slice(0, visible[2]), slice(0, visible[3])
+    if page is None:
+        return whole
+    origin = tag_values(page, CROP_ORIGIN) if CROP_ORIGIN in page.tags else np.zeros(2)
+    crop = []
+    for axis, (start, size) in enumerate(zip(origin[::-1], tag_values(page, CROP_SIZE)[::-1], strict=True)):
+        first = active_area(page)[axis] - visible[axis] + start
+        inside = slice(max(math.ceil(first), 0), min(math.floor(first + size), visible[2 + axis]))
+        crop.append(inside)
+    return tuple(crop) if all(part.stop - part.start >= MIN_CROP for part in crop) else whole
