@@ -204,6 +204,8 @@ def measure_faults(folder: Path, epochs: int, kills: int, say: Callable[[str], N
             made.start()
             made.wait_for(lambda: made.step() >= FIRST_FAULT_STEP, "step")
             recovery = fault(made) if fault else None
+            if recovery:
+                say(f"{name}: next step after {recovery.resumed_s:.1f} s")
             made.finish()
             return made, recovery
 

@@ -40,10 +40,10 @@ class Node:
             time.sleep(0.1)
 
     def ray_id(self) -> str:
-        """Its ID in Ray."""
+        """Its ID in Ray, from the command line of the raylet."""
         children = psutil.Process(self.process.pid).children(recursive=True)
         options = [part for each in children for part in each.cmdline()]
-        return next(part.partition("=")[2] for part in options if part.startswith("--node-id="))
+        return next(part.partition("=")[2] for part in options if part.startswith("--node_id="))
 
     def workers(self) -> list[psutil.Process]:
         """The training workers on it."""
