@@ -1,6 +1,7 @@
 """Network inputs and targets, compared with slow loops and with flipping the mosaic before packing it."""
 
 import itertools
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -32,18 +33,28 @@ PLAIN = GeneratorConfig(white_balance=False)
 HALF = GeneratorConfig(white_balance=False, output="half")
 
 
-def network_input_loop(short, black, white, white_balance, ratio, balanced: bool) -> np.ndarray:
+TONE = GeneratorConfig(input_curve="tone")
+
+
+def tone(light: float) -> float:
+    """The curve of LibRaw's gamma (2.222, 4.5), as dcraw computes it, mirrored below 0."""
+    x = abs(light)
+    curved = 4.5 * x if x < 0.0180501557 else 1.0992578062 * x ** (1 / 2.222) - 0.0992578062
+    return math.copysign(min(curved, 1.5), light)
+
+
+def network_input_loop(short, black, white, white_balance, ratio, c: GeneratorConfig) -> np.ndarray:
     """Value by value, in double precision."""
     result = np.zeros(short.shape)
     for b, plane, y, x in np.ndindex(*short.shape):
-        light = max(float(short[b, plane, y, x]) - black[b, plane, 0, 0], 0.0) / (white[b] - black[b].max())
-        if balanced:
+        light = ratio[b] * (float(short[b, plane, y, x]) - black[b, plane, 0, 0]) / (white[b] - black[b].max())
+        if c.white_balance:
             light *= white_balance[b, {0: 0, 1: 1, 2: 2, 3: 1}[plane]]
-        result[b, plane, y, x] = min(light * ratio[b], 1.0)
+        result[b, plane, y, x] = tone(light) if c.input_curve == "tone" else min(max(light, 0.0), 1.0)
     return result
 
 
-@pytest.mark.parametrize("c", [PLAIN, BALANCED], ids=["plain", "white balance"])
+@pytest.mark.parametrize("c", [PLAIN, BALANCED, TONE], ids=["plain", "white balance", "tone curve"])
 def test_the_input_equals_a_slow_loop(c: GeneratorConfig):
     random = np.random.default_rng(0)
     short = random.integers(0, 700, (3, 4, 5, 6)).astype(np.uint16)
@@ -53,11 +64,11 @@ def test_the_input_equals_a_slow_loop(c: GeneratorConfig):
     white = np.array([16383.0, 4095, 60000])
     white_balance = np.array([[2.1, 1, 1.6], [1.2, 1, 3.0], [0.9, 1, 1.1]])
     ratio = np.array([100.0, 1, 300])
-    expected = network_input_loop(short, black, white, white_balance, ratio, c.white_balance)
+    expected = network_input_loop(short, black, white, white_balance, ratio, c)
     others = (torch.from_numpy(v.astype(np.float32)) for v in (black, white, white_balance, ratio))
     planes = network_input(torch.from_numpy(short), *others, c)
     assert planes.dtype == torch.float32
-    assert (expected == 0).any() and (expected == 1).any()
+    assert all((expected == end).any() for end in ((-1.5, 1.5) if c == TONE else (0, 1)))
     np.testing.assert_allclose(planes.numpy(), expected, rtol=1e-5, atol=1e-7)
 
 

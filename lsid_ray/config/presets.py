@@ -12,6 +12,7 @@ from lsid_ray.config.schema import (
 )
 
 EMBEDDED_ROOT = "data/demo"
+CLIP_NORM = 10.0  # above the norms of sound steps (at most 1.5 for the demo's generator, 9.3 for its discriminator)
 GPU = ClusterConfig(use_gpu=True, cpus_per_worker=4, readers=4)  # 7 CPUs for one worker: most one-GPU machines have 8
 
 PRESETS: dict[str, tuple[str, Experiment]] = {
@@ -20,11 +21,13 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         Experiment(
             name="demo",
             data=DataConfig(root=EMBEDDED_ROOT),
-            generator=GeneratorConfig(width=16, depth=3),
+            generator=GeneratorConfig(width=16, depth=3, input_curve="tone"),
             discriminator=DiscriminatorConfig(width=16, layers=2),
             loss=LossConfig(adv_weight=0.002, warmup_steps=800, ramp_steps=200),
             optimizer=OptimizerConfig(generator_lr=2e-3, discriminator_lr=2e-4, ema_decay=0.99),
-            training=TrainingConfig(epochs=20, batch_size=8, crop=48, crops_per_pair=40, validate_every=4),
+            training=TrainingConfig(
+                epochs=20, batch_size=8, crop=48, crops_per_pair=40, validate_every=4, clip_norm=CLIP_NORM
+            ),
             cluster=ClusterConfig(num_workers=2, cpus_per_worker=0.25),
         ),
     ),
@@ -32,8 +35,9 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "SID's Sony set: norm-free attention U-Net GAN at full resolution.",
         Experiment(
             name="sid-sony",
+            generator=GeneratorConfig(input_curve="tone"),
             loss=LossConfig(adv_weight=0.01, warmup_steps=10_000, ramp_steps=5_000),
-            training=TrainingConfig(epochs=500, batch_size=16, crop=256, crops_per_pair=2),
+            training=TrainingConfig(epochs=500, batch_size=16, crop=256, crops_per_pair=2, clip_norm=CLIP_NORM),
             cluster=GPU,
         ),
     ),
@@ -41,9 +45,9 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "SID's Fuji set: X-Trans packed to 9 planes at a third, 27 channels before the pixel shuffle.",
         Experiment(
             name="sid-fuji",
-            generator=GeneratorConfig(cfa="xtrans"),
+            generator=GeneratorConfig(cfa="xtrans", input_curve="tone"),
             loss=LossConfig(adv_weight=0.01, warmup_steps=10_000, ramp_steps=5_000),
-            training=TrainingConfig(epochs=500, batch_size=16, crop=192, crops_per_pair=2),
+            training=TrainingConfig(epochs=500, batch_size=16, crop=192, crops_per_pair=2, clip_norm=CLIP_NORM),
             cluster=GPU,
         ),
     ),

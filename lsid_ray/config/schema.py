@@ -41,6 +41,9 @@ class GeneratorConfig:
     """Sensor type: Bayer in any phase (4 planes at half resolution) or Fuji X-Trans (9 planes at a third)."""
     white_balance: bool = True
     """Multiply the input by the camera's white balance, as the target's rendering does."""
+    input_curve: Literal["linear", "tone"] = "linear"
+    """linear: amplified counts from 0 to 1, as in SID. tone: with the rendering's tone curve, from -1.5 to 1.5, so that
+    noise is about as strong in dark tones as in bright ones, and its mean is black where there is no light."""
     color_matrix: bool = True
     """Train in the colors of SID's Sony; outputs for other cameras are converted by their own color matrix."""
 

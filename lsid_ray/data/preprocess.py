@@ -14,6 +14,7 @@ from lsid_ray.raw.mosaic import LAYOUTS, Kind, Layout, pack, unpack
 
 # sRGB-from-camera matrix of SID's Sony: with `color_matrix`, networks are trained in the colors of this camera.
 REFERENCE_MATRIX = torch.from_numpy(srgb_from_camera(A7S2_COLOR_MATRIX)).float()
+MAX_INPUT = 1.5  # with the tone curve: that of 2.3 times the white level
 Flips = tuple[bool, bool, bool]
 """Rows, columns, transpose."""
 
@@ -21,11 +22,12 @@ Flips = tuple[bool, bool, bool]
 def network_input(
     short: Tensor, black: Tensor, white: Tensor, white_balance: Tensor, ratio: Tensor, config: GeneratorConfig
 ) -> Tensor:
-    """Counts (B, C, h, w) of any integer type -> (B, C, h, w) float32 in [0, 1].
+    """Counts (B, C, h, w) of any integer type -> (B, C, h, w) float32, as `config.input_curve` says.
 
-    max(v - black, 0) / (white - max(black)) * ratio as in SID (arXiv 1805.01934, section 4.1), times the camera's
-    white balance if `config.white_balance`, clipped at 1. Other arguments: as in `Batch`. The window must begin at
-    the beginning of a repeat of the CFA.
+    (v - black) / (white - max(black)) * ratio as in SID (arXiv 1805.01934, section 4.1), times the camera's white
+    balance if `config.white_balance`. "linear" is clipped to [0, 1]; "tone" is the tone curve of that, which is
+    mirrored below 0, clipped to [-1.5, 1.5]. Other arguments: as in `Batch`. The window must begin at the beginning
+    of a repeat of the CFA.
     """
     layout = LAYOUTS[config.cfa]
     scale = (ratio / (white - black.amax(dim=(1, 2, 3))))[:, None, None, None]
@@ -35,7 +37,10 @@ def network_input(
     height, width = short.shape[2:]
     if layout.repeat > 1:
         black = black.repeat(1, 1, -(-height // layout.repeat), -(-width // layout.repeat))[:, :, :height, :width]
-    return ((short.float() - black).clamp_min(0) * scale).clamp_max(1)
+    light = (short.float() - black) * scale
+    if config.input_curve == "tone":
+        return (light.sign() * _tone_curve(light.abs())).clamp(-MAX_INPUT, MAX_INPUT)
+    return light.clamp(0, 1)
 
 
 def training_pair(batch: Batch, config: GeneratorConfig) -> tuple[Tensor, Tensor]:
@@ -133,6 +138,9 @@ def _apply_color_matrix(image: Tensor, matrix: Tensor) -> Tensor:
     """
     power = ((image + _OFFSET) / (1 + _OFFSET)).clamp_min(0) ** (1 / _POWER)
     linear = torch.where(image < _SLOPE * _TOE, image / _SLOPE, power)
-    linear = torch.einsum("ij,jhw->ihw", matrix.to(image), linear)
+    return _tone_curve(torch.einsum("ij,jhw->ihw", matrix.to(image), linear))
+
+
+def _tone_curve(linear: Tensor) -> Tensor:
     curve = (1 + _OFFSET) * linear.clamp_min(_TOE) ** _POWER - _OFFSET
     return torch.where(linear < _TOE, _SLOPE * linear, curve)

@@ -39,7 +39,7 @@ def predict_bands(
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
     """Enhance one frame band by band, from top to bottom; equals a single pass to float rounding.
 
-    generator: on the frame's device; not changed. planes_1Chw: (1, C, h, w) float in [0, 1], the generator's input.
+    generator: on the frame's device; not changed. planes_1Chw: (1, C, h, w) float, the generator's input.
     memory_bytes: limit of the working memory, which excludes the frame, the weights and the bands already yielded. It
         sets the height of the bands; bands have at least one stride of rows, even if these exceed the limit.
     Yields rows of the image (1, 3, scale * rows, scale * w), unclamped, and the finest gate's weights for them

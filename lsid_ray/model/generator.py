@@ -61,7 +61,7 @@ class AttentionGate(nn.Module):
 
 
 class Generator(nn.Module):
-    """(B, C, h, w) float in [0, 1] -> (B, 3, scale*h, scale*w) float, about [0, 1], not clamped. Any h, w.
+    """(B, C, h, w) float of about [0, 1] -> (B, 3, scale*h, scale*w) float, about [0, 1], not clamped. Any h, w.
 
     C is 4 for Bayer and 9 for X-Trans. Packed X-Trans has a third of the sensor's resolution, hence 27 channels before
     the pixel shuffle, as in SID's Fuji network.
