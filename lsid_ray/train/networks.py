@@ -30,14 +30,14 @@ class Networks:
         training, optimizer = experiment.training, experiment.optimizer
         self.step = 0
         torch.manual_seed(training.seed)
-        layout = torch.channels_last if device.type == "cuda" else torch.contiguous_format
-        self.generator = Generator(experiment.generator).to(device, memory_format=layout)
+        # In channels_last a step of the demo takes 0.86 of the time on a CPU (1 thread, Xeon with AVX-512).
+        self.generator = Generator(experiment.generator).to(device, memory_format=torch.channels_last)
         self.average = copy.deepcopy(self.generator).requires_grad_(False).eval() if optimizer.ema_decay else None
         self.discriminator: Discriminator | None = None
         if experiment.loss.adv_weight > 0:
             torch.manual_seed(training.seed + 1)  # so the generator's weights do not depend on it
             self.discriminator = Discriminator(experiment.discriminator, self.generator.planes, self.generator.scale)
-            self.discriminator.to(device, memory_format=layout)
+            self.discriminator.to(device, memory_format=torch.channels_last)
             self.wrapped_discriminator = wrap(self.discriminator)
             self.optimizer_d = torch.optim.Adam(
                 self.discriminator.parameters(), lr=optimizer.discriminator_lr, betas=optimizer.betas

@@ -49,9 +49,8 @@ class GanStep(Networks):
         "discriminator_gradient_norm".
         """
         e = self.experiment
-        planes, target = training_pair(batch, e.generator)
-        if self.device.type == "cuda":
-            planes, target = (t.contiguous(memory_format=torch.channels_last) for t in (planes, target))
+        pair = training_pair(batch, e.generator)
+        planes, target = (image.contiguous(memory_format=torch.channels_last) for image in pair)
         weight = adversarial_weight(e.loss, self.step)
         share, largest = _share(len(planes), e.training.batch_size)
         self.generator.train()
