@@ -63,7 +63,8 @@ def main() -> None:
         )
         for number, result in enumerate(results, start=1):
             failures += [f"{result.source}: {result.error}"] if result.error else []
-            message = result.error or f"{result.target}, {result.ratio_text}, {result.seconds:.1f} s"
+            odd = f"; unlikely: {result.oddities}" if result.oddities else ""
+            message = (result.error or f"{result.target}, {result.ratio_text}, {result.seconds:.1f} s") + odd
             progress(number, len(plan.todo), f"{result.source.name}: {message}")
     for failure in failures:
         print(f"failed {failure}")

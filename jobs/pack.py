@@ -37,6 +37,7 @@ def pack(root: Root, out: Out = "", tile: Tile = TILE_SIDE, sid_white: SidWhite 
     out = out or default_shards(root)
     with counter("packing", "files") as progress:
         result = pack_dataset(root, out, tile=tile, sid_white=sid_white or None, progress=progress)
+    print(*(f"{line}\n" for line in result.remarks), sep="", end="")
     _report("left out", result.failures, f"{result.pairs} pairs in {out} ({result.summary})")
 
 

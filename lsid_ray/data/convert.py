@@ -13,6 +13,7 @@ from lsid_ray.data.shard import VERSION, Shard, black_offset, read_metadata, wri
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import PackedView, layout_of
+from lsid_ray.raw.plausibility import oddities
 from lsid_ray.raw.render import read_and_render, rendering_parameters
 from lsid_ray.storage import AnyPath
 
@@ -48,6 +49,8 @@ class FileResult:
     """Whether decoding was attempted, not avoided thanks to the index or an existing shard."""
     write_failed: bool = False
     """The destination is not writable; the raw file is not at fault."""
+    oddities: str = ""
+    """As `raw.plausibility.oddities`, of a file that was decoded."""
 
 
 def shard_path(name: str) -> str:
@@ -96,7 +99,7 @@ def _pack_local_file(task: PackTask, path: AnyPath, local_path: Path, destinatio
         size, digest = write_shard(destination / shard, pixels, tile_side, record)
     except OSError as error:
         return FileResult(None, None, error.strerror or str(error), True, write_failed=True)
-    return FileResult(source, frame_from_metadata(record, size, digest), "", True)
+    return FileResult(source, frame_from_metadata(record, size, digest), "", True, oddities=oddities(frame))
 
 
 def _failed(source: SourceFile, reason: str) -> SourceFile:

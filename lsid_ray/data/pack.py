@@ -34,6 +34,7 @@ from lsid_ray.raw.render import rendering_parameters
 from lsid_ray.storage import AnyPath
 
 MAX_TILE = 2**16  # packed pixels; more than any frame has
+MAX_REMARKS = 5
 Progress = Callable[[int, int], None]
 
 
@@ -52,6 +53,15 @@ class PackResult:
     """Files whose shards existed."""
     removed: tuple[str, ...]
     """Files that were packed before and are in no pair any more; their shards were deleted."""
+    oddities: tuple[tuple[str, str], ...] = ()
+    """Files packed now that are unlikely to be sound, each with what is odd (see `raw.plausibility`)."""
+
+    @property
+    def remarks(self) -> list[str]:
+        """A line for each of the first of `oddities`, and one for the others."""
+        lines = [f"unlikely {name}: {text}" for name, text in self.oddities[:MAX_REMARKS]]
+        others = len(self.oddities) - MAX_REMARKS
+        return [*lines, f"unlikely: {others} others, too"] if others > 0 else lines
 
     @property
     def summary(self) -> str:
@@ -132,6 +142,7 @@ def _execute(plan: PackPlan, progress: Progress) -> PackResult:
         (destination / INDEX).replace(destination / PREVIOUS_INDEX)
     _remove_partial_files(destination)
     reused, packed, done, total = len(plan.frames), 0, 0, len(plan.tasks)
+    odd: dict[str, str] = {}
     if total:
         progress(0, total)
     try:
@@ -144,6 +155,8 @@ def _execute(plan: PackPlan, progress: Progress) -> PackResult:
                     raise InputError(_not_writable(destination, result.reason, f", after {done} of {total} files"))
                 if result.source is not None:
                     plan.sources[task.name] = result.source
+                if result.oddities:
+                    odd[task.name] = result.oddities
                 if result.frame is not None:
                     plan.frames[shard_path(task.name)] = result.frame
                 else:
@@ -166,7 +179,7 @@ def _execute(plan: PackPlan, progress: Progress) -> PackResult:
     (destination / PREVIOUS_INDEX).unlink(missing_ok=True)
     previous = plan.index.sources if plan.index else {}
     removed = tuple(name for name in previous if previous[name].shard and name not in index.sources)
-    return PackResult(len(index.pairs), index.failed, False, packed, reused, removed)
+    return PackResult(len(index.pairs), index.failed, False, packed, reused, removed, tuple(sorted(odd.items())))
 
 
 def _pack_file(task: PackTask, destination: str, tile: int) -> FileResult:

@@ -15,12 +15,13 @@ from lsid_ray.data.index import Pair, Shards, open_shards, read_index
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import black_mosaic
+from lsid_ray.raw.plausibility import oddities
 from lsid_ray.raw.ratio import exposure_ratio
 from lsid_ray.raw.render import plain_rendering, read_and_render, upright
 from lsid_ray.storage import AnyPath
 
 IMAGE_WIDTH, IMAGE_HEIGHT = 420, 300  # pixels, at most
-CAPTION_HEIGHT = 58  # pixels
+CAPTION_HEIGHT = 76  # pixels
 GAP = 12  # pixels between cells
 PAIRS_PER_ROW = 2
 THREADS = 4  # a 61-megapixel pair takes about 2 GB while it is rendered
@@ -133,6 +134,8 @@ def _draw_cell(read: Callable[[RawPair | Pair], _Exposures], pair: RawPair | Pai
     ]
     for number, line in enumerate(lines):
         draw.text((2, IMAGE_HEIGHT + 3 + 18 * number), line, TEXT_COLOR, ImageFont.load_default(13))
+    if odd := oddities(short):
+        draw.text((2, IMAGE_HEIGHT + 3 + 18 * len(lines)), f"unlikely: {odd}", ERROR_COLOR, ImageFont.load_default(13))
     return cell
 
 

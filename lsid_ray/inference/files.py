@@ -23,6 +23,7 @@ from lsid_ray.model.generator import Generator
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import amplification_ratio
 from lsid_ray.raw.names import RAW_SUFFIXES
+from lsid_ray.raw.plausibility import oddities
 from lsid_ray.raw.ratio import estimate_ratio
 from lsid_ray.storage import AnyPath
 
@@ -147,6 +148,8 @@ class EnhancedFile:
     seconds: float
     error: str
     """Why there is no image; empty if there is one."""
+    oddities: str = ""
+    """As `raw.plausibility.oddities`."""
 
 
 def enhance_files(
@@ -209,18 +212,19 @@ def _enhance(
     use_gpu: bool,
     call: str,
     threads: int = 0,
-) -> tuple[str, float, str]:
-    """Enhance a raw file and write its image; returns the last three fields of `EnhancedFile`."""
+) -> tuple[str, float, str, str]:
+    """Enhance a raw file and write its image; returns the last four fields of `EnhancedFile`."""
     if threads:
         torch.set_num_threads(threads)
     generator, device = _load(checkpoint, use_gpu, call)
     source, target = (storage.to_path(path) for path in paths)
     local_path = source
     start = time.perf_counter()
-    ratio_text = error = ""
+    ratio_text = error = odd = ""
     try:
         with storage.local_copy(source) as local_path:
             frame = read_raw(local_path)
+        odd = oddities(frame)
         ratio, ratio_text = amplification.for_frame(frame)
         image = enhance_raw(generator, frame, ratio, device, memory_bytes)
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -229,4 +233,4 @@ def _enhance(
         error = str(exception).removeprefix(f"{local_path}: ") or type(exception).__name__
     except Exception as exception:  # a damaged file can raise anything, and must not stop the other files
         error = f"{type(exception).__name__}: {exception}"
-    return ratio_text, time.perf_counter() - start, error
+    return ratio_text, time.perf_counter() - start, error, odd

@@ -52,5 +52,7 @@ def prepare(
         packed = pack_dataset(data.root, shards, progress=progress)
     for name, reason in packed.failures:
         log(f"left out {name}: {reason}")
+    for line in packed.remarks:
+        log(line)
     log(f"{packed.pairs} pairs in {shards}")
     return shards, packed.failures

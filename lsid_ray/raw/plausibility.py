@@ -1,0 +1,46 @@
+"""What is odd about a raw frame, so that somebody looks before a network learns from it."""
+
+import math
+
+import numpy as np
+
+from lsid_ray.raw.frame import RawFrame
+
+STEP = 3  # of the sensels of each CFA position, one in as many rows and columns is looked at
+MAX_BELOW_BLACK = 0.75  # share of the sensels; of a frame without any light it is half
+MAX_ABOVE_WHITE = 1e-4
+MAX_CLIPPED = 0.25
+MAX_ZEROS, MIN_BLACK = 1e-3, 16.0  # noise does not get from such a black level to 0
+MAX_GREEN_DIFFERENCE, MIN_GREEN_DIFFERENCE = 0.1, 1.0  # of the signal; DN
+
+
+def oddities(frame: RawFrame) -> str:
+    """What is unlikely in a sound frame whose levels are right, in one line; empty if nothing is."""
+    period = math.isqrt(len(frame.cfa))
+    parts = [
+        (color, black, frame.mosaic[y :: STEP * period, x :: STEP * period])
+        for (y, x), color, black in zip(np.ndindex(period, period), frame.cfa, frame.black, strict=True)
+    ]
+    count = sum(values.size for *_, values in parts)
+    found = []
+
+    below = sum(int((values < black).sum()) for _, black, values in parts) / count
+    if below > MAX_BELOW_BLACK:
+        found.append(f"{below:.0%} of its sensels are below the black level of {min(frame.black):g}")
+    above = sum(int((values > frame.white).sum()) for *_, values in parts) / count
+    if above > MAX_ABOVE_WHITE:
+        found.append(f"{above:.2%} of its sensels are above the white level of {frame.white:g}")
+    for name in "RGB":
+        of_color = [values for color, _, values in parts if color == name]
+        clipped = sum(int((values >= frame.white).sum()) for values in of_color) / sum(map(np.size, of_color))
+        if clipped > MAX_CLIPPED:
+            found.append(f"{clipped:.0%} of {name} is overexposed")
+    zeros = sum(int((values == 0).sum()) for *_, values in parts) / count
+    if zeros > MAX_ZEROS and min(frame.black) >= MIN_BLACK:
+        found.append(f"{zeros:.1%} of its sensels are exactly 0, with a black level of {min(frame.black):g}")
+    greens = [float(values.mean()) - black for color, black, values in parts if color == "G"]
+    if len(greens) == 2:
+        difference, signal = abs(greens[0] - greens[1]), sum(greens) / 2
+        if difference > max(MAX_GREEN_DIFFERENCE * abs(signal), MIN_GREEN_DIFFERENCE):
+            found.append(f"its two greens differ by {difference:.1f} DN at a signal of {signal:.1f}")
+    return "; ".join(found)
