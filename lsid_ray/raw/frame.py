@@ -195,13 +195,16 @@ def libraw_black(raw: rawpy.RawPy, colors: list[int]) -> tuple[float, ...]:
 
 
 def is_read_by_libraw_as(raw: rawpy.RawPy, frame: RawFrame) -> bool:
-    """Whether LibRaw renders a file with the levels and the white balance of its frame.
+    """Whether LibRaw renders a file with the levels, the white balance and the colors of its frame.
 
-    If the file has no white balance, LibRaw estimates one from the scene.
+    If the file has no white balance, LibRaw estimates one from the scene. If there is no color matrix, LibRaw may have
+    another that rawpy does not show (Kodak DC50).
     """
     black = libraw_black(raw, _cfa(raw, Path(frame.source))[1])
     has_white_balance = all(math.isfinite(gain) and gain > 0 for gain in raw.camera_whitebalance[:3])
-    return has_white_balance and frame.black == black and np.array_equal(frame.mosaic, raw.raw_image_visible)
+    has_matrix = bool(np.any(frame.color_matrix))
+    same_levels = frame.black == black and np.array_equal(frame.mosaic, raw.raw_image_visible)
+    return has_white_balance and has_matrix and same_levels
 
 
 def _image(raw: rawpy.RawPy, path: Path, cfa: str, colors: list[int]) -> tuple[np.ndarray, str, tuple[float, ...]]:
