@@ -156,6 +156,7 @@ def test_a_full_disk_is_refused(option: str, refused: Refused, full_disk: Path) 
         ("pack.py preview {}", "{}: no such folder"),
         ("synthesize.py --out here --photos {}", "--photos {}: no"),
         ("benchmark.py pack {}", "{}: no such folder"),
+        ("benchmark.py feed {}", "{}"),
     ],
 )
 @pytest.mark.parametrize("place", ["missing", "file", "broken", "loop", "pipe", "/dev/zero", "file/below"])
@@ -223,6 +224,8 @@ def test_an_input_that_is_nothing_usable_is_refused(command: str, message: str, 
         ("synthesize.py --out new --photos photos --seed -1", "--seed -1: expected 0 to 4,294,967,295"),
         ("synthesize.py --out new --photos pipe.png", "--photos pipe.png: no photographs"),
         ("synthesize.py --out new --photos photos --frames 101", "--frames 101: expected 1 to 100"),
+        ("benchmark.py step demos", "demos: no such preset, expected one of demo, "),
+        ("benchmark.py feed set --step-ms 0", "--step-ms is 0.0: expected more than 0"),
         ("benchmark.py predict --memory-gb 0", "--memory-gb is 0.0"),
         ("benchmark.py predict --memory-gb inf", "--memory-gb is inf"),
         ("benchmark.py predict --rounds 0", "--rounds is 0: expected 1 to 1000"),

@@ -105,11 +105,11 @@ def measure_feed(feed: Feed, folder: Path) -> FeedResult:
     training = replace(feed.training, epochs=MAX_COUNT)
     data, loss = DataConfig(shards=feed.shards), LossConfig(adv_weight=0)
     check_experiment(Experiment(name="feed", data=data, loss=loss, training=training, cluster=feed.cluster))
-    cluster.connect()
-    cluster.check_capacity(feed.cluster)
     shards = open_shards(feed.shards, ["train"], feed.cluster.cache_gb)
     shards = replace(shards, pairs=shards.pairs[: feed.pairs])
     schedule = Schedule(shards.pairs, training)
+    cluster.connect()
+    cluster.check_capacity(feed.cluster)
     dataset = _NpyCrops(shards, schedule, folder)
     streams, loaders = [], []
     for _ in range(feed.rounds):
