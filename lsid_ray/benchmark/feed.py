@@ -163,7 +163,7 @@ def _median(rounds: list[_Round], sample_bytes: int) -> Rate:
         samples_per_s=statistics.median(rates),
         spread=max(rates) / min(rates),
         cpu_s_per_gb={
-            part: statistics.median(each.cpu_s[part] / (each.samples * sample_bytes / 1e9) for each in rounds)
+            part: statistics.median(each.cpu_s.get(part, 0.0) / (each.samples * sample_bytes / 1e9) for each in rounds)
             for part in parts
         },
         waiting=statistics.median(each.waiting_s / each.seconds for each in rounds),

@@ -23,10 +23,10 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
             data=DataConfig(root=EMBEDDED_ROOT),
             generator=GeneratorConfig(width=16, depth=3, input_curve="tone"),
             discriminator=DiscriminatorConfig(width=16, layers=2),
-            loss=LossConfig(adv_weight=0.002, warmup_steps=800, ramp_steps=200),
+            loss=LossConfig(adv_weight=0.002, warmup_steps=1500, ramp_steps=150),
             optimizer=OptimizerConfig(generator_lr=2e-3, discriminator_lr=2e-4, ema_decay=0.99),
             training=TrainingConfig(
-                epochs=20, batch_size=8, crop=48, crops_per_pair=40, validate_every=4, clip_norm=CLIP_NORM
+                epochs=24, batch_size=8, crop=48, crops_per_pair=40, validate_every=4, clip_norm=CLIP_NORM
             ),
             cluster=ClusterConfig(num_workers=2, cpus_per_worker=0.25),
         ),
