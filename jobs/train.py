@@ -4,7 +4,7 @@
     python jobs/train.py sid-sony --data.root SID/Sony --cluster.num-workers 8
     python jobs/train.py --experiment runs/demo-sweep/best.json
 
-The demo takes about 2 minutes on 2 cores. Packs the data set if needed, trains, and scores the best checkpoint on the
+The demo takes about 4 minutes on 2 cores. Packs the data set if needed, trains, and scores the best checkpoint on the
 unseen scenes of the test split; prints a table and, last, the path of a report with images. Running the same --name
 again resumes from its latest checkpoint.
 """
