@@ -7,11 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
+from ray.util.placement_group import remove_placement_group
 from test_interruption import SMALL, trained_steps
 from test_jobs import JOBS
 from test_trainer import events
 
 from lsid_ray.benchmark.nodes import RAY, NodeCluster, until
+from lsid_ray.config.schema import ClusterConfig
+from lsid_ray.train.elastic import MissingWorkers, _granted, _request, workers_to_start
 from lsid_ray.train.run_folder import checkpoint_step
 
 
@@ -67,3 +70,18 @@ def test_a_run_goes_on_with_the_workers_that_announced_and_sudden_losses_leave_a
     assert more[0] >= max(step for step in trained_steps(run) if step <= more[0]), "growing repeats no step"
     (resize,) = [event for event in events(run) if event["kind"] == "resize"]
     assert (resize["step"], resize["workers"]) == more
+
+
+def test_room_for_a_worker_is_seen_each_time_it_is_looked_for(cluster: None) -> None:
+    """Of Ray's `PlacementGroup.wait(0)` less than half of the answers are right."""
+    config = ClusterConfig(num_workers=3, min_workers=1, cpus_per_worker=1, readers=1)  # two fit 4 CPUs
+    requests = _request(config, 5)
+    assert until(lambda: _granted(requests) == 4, 30)
+    assert [_granted(requests) for _ in range(20)] == [4] * 20
+    missing = MissingWorkers(config)
+    missing.requests = requests[:1]
+    assert not missing.have_joined(1), "what has just been granted may be on a node that is about to be lost"
+    assert missing.have_joined(1) and not missing.have_joined(2), "readers need the rest"
+    for request in requests:
+        remove_placement_group(request)
+    assert until(lambda: workers_to_start(config) == 2, 30)

@@ -7,11 +7,17 @@ grow saves a checkpoint, ends, and starts again.
 
 import time
 
-from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.placement_group import (
+    PlacementGroup,
+    placement_group,
+    placement_group_table,
+    remove_placement_group,
+)
 
 from lsid_ray.cluster import worker_count, worker_needs
 from lsid_ray.config.schema import ClusterConfig
 
+POLL_S = 0.2
 GRANT_S = 10.0  # Ray places workers at once on nodes that answer; a node that is lost counts as alive for a while
 
 
@@ -24,7 +30,9 @@ def workers_to_start(cluster: ClusterConfig) -> int:
     if most == fewest:
         return fewest
     requests, end = _request(cluster, most), time.monotonic() + GRANT_S
-    granted = sum(request.wait(max(end - time.monotonic(), 0)) for request in requests)
+    while _granted(requests) < most and time.monotonic() < end:
+        time.sleep(POLL_S)
+    granted = _granted(requests)
     _withdraw(requests)
     return max(granted, fewest)
 
@@ -41,7 +49,7 @@ class MissingWorkers:
         """Whether there is room for more than `workers` that train, unchanged since the last call."""
         if self.requests is None:  # readers have taken their CPUs by now
             self.requests = _request(self.cluster, self.cluster.num_workers - workers)
-        before, self.granted = self.granted, sum(request.wait(0) for request in self.requests)
+        before, self.granted = self.granted, _granted(self.requests)
         return 0 < self.granted == before and worker_count(self.cluster) > workers
 
     def withdraw(self) -> None:
@@ -51,6 +59,11 @@ class MissingWorkers:
 
 def _request(cluster: ClusterConfig, workers: int) -> list[PlacementGroup]:
     return [placement_group([worker_needs(cluster)]) for _ in range(workers)]
+
+
+def _granted(requests: list[PlacementGroup]) -> int:
+    """How many there is room for. Not by their `wait`, which without a time answers no before it has asked."""
+    return sum(placement_group_table(request).get("state") == "CREATED" for request in requests)
 
 
 def _withdraw(requests: list[PlacementGroup]) -> None:
