@@ -23,7 +23,7 @@ from lsid_ray.train.run_folder import checkpoint_step
 def test_a_run_goes_on_with_the_workers_that_announced_and_sudden_losses_leave_and_with_more_again(
     data_root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    environment = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1"}
+    environment = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "OMP_NUM_THREADS": "1"}
     nodes = NodeCluster(tmp_path_factory.mktemp("e"), environment, "--num-cpus=2")
     run, output = tmp_path / "run", tmp_path / "output"
     options = f"demo --data.root {data_root} --data.shards {tmp_path}/shards --storage {tmp_path} --name run {SMALL}"

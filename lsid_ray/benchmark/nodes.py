@@ -12,6 +12,7 @@ from pathlib import Path
 
 import psutil
 
+STARTS = 3  # a raylet gives up if its agent takes more than 15 s to start, as on a busy machine (ray 2.60)
 RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 
 
@@ -94,6 +95,12 @@ class NodeCluster:
             node.kill()
 
     def _start(self, *arguments: str) -> Node:
+        for _ in range(STARTS - 1):
+            with contextlib.suppress(AssertionError):
+                return self._start_once(*arguments)
+        return self._start_once(*arguments)
+
+    def _start_once(self, *arguments: str) -> Node:
         agent, grpc, runtime, metrics = free_ports(4)
         self.metrics.append(f"http://127.0.0.1:{metrics}/metrics")
         ports = [
