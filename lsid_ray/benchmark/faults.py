@@ -63,7 +63,7 @@ STALL = "worker stopped (SIGSTOP), stall-minutes 0.5"
 @dataclass(frozen=True)
 class Faults:
     """Kill workers, nodes and drivers of tiny runs on clusters of three nodes that it starts on this machine, and
-    compare their results with that of an undisturbed run (20 minutes on 2 cores)."""
+    compare their results with that of an undisturbed run (40 minutes on 2 cores)."""
 
     kills: int = 20
     """Faults at random moments in the last run."""

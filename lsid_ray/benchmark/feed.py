@@ -54,11 +54,11 @@ class Feed:
     steps: int = 100
     """Steps that are measured, after the first 40."""
     rounds: int = 3
-    """How often each is measured, alternately; the median counts."""
+    """How often stream and DataLoader are measured, alternately; the median counts."""
     pairs: int = 16
     """Pairs of the data set that are read, so that they fit the page cache and the .npy files the disk."""
     training: TrainingConfig = field(default_factory=lambda: TrainingConfig(crop=256, crops_per_pair=2))
-    cluster: ClusterConfig = field(default_factory=ClusterConfig)
+    cluster: ClusterConfig = field(default_factory=lambda: ClusterConfig(cpus_per_worker=0.25))
 
     def run(self, folder: Path) -> tuple[str, Any]:
         """The table, and the figures in it. folder: for the .npy files."""

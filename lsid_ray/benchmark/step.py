@@ -31,7 +31,7 @@ BLACK, WHITE, RATIO = 512.0, 16383.0, 200.0
 
 @dataclass(frozen=True)
 class Step:
-    """Time a preset's training step on one cached batch, and compare it with a plain loop (a minute on 2 cores)."""
+    """Time a preset's training step on one cached batch, and compare it with a plain loop."""
 
     preset: Annotated[str, tyro.conf.Positional]
     """Name of a preset, whose networks, losses, batch and crop are measured, with the adversarial loss on."""

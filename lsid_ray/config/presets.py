@@ -12,7 +12,7 @@ from lsid_ray.config.schema import (
 )
 
 EMBEDDED_ROOT = "data/demo"
-CLIP_NORM = 10.0  # above the norms of sound steps (at most 1.5 for the demo's generator, 9.3 for its discriminator)
+CLIP_NORM = 10.0  # above the norms of the demo's steps: generator at most 1.5, discriminator 9.3; others not measured
 GPU = ClusterConfig(use_gpu=True, cpus_per_worker=4, readers=4)  # 7 CPUs for one worker: most one-GPU machines have 8
 
 PRESETS: dict[str, tuple[str, Experiment]] = {
