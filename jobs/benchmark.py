@@ -2,7 +2,7 @@
 
 python jobs/benchmark.py predict
 python jobs/benchmark.py pack SID/Sony
-python jobs/benchmark.py feed data/demo-shards --training.crop 48
+python jobs/benchmark.py feed SID/Sony-shards --step-ms 40
 python jobs/benchmark.py faults
 """
 
