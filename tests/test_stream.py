@@ -20,9 +20,7 @@ from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.stream import (
     BLOCK_BYTES,
     MAX_STEPS_PER_BLOCK,
-    _block_size,
-    _dealt,
-    _sample_numbers,
+    Blocks,
     check_order,
     execution_options,
     local_batches,
@@ -52,8 +50,19 @@ def read_steps(dataset: Dataset, schedule: Schedule, num_workers: int) -> list[l
     return ray.get([consume.remote(iterator, num_workers) for iterator in iterators], timeout=120)
 
 
-@pytest.mark.parametrize("num_workers", [1, 2, pytest.param(3, id="3, of which two have a sample less")])
-def test_a_step_has_the_same_samples_for_any_number_of_workers(opened: Shards, num_workers: int) -> None:
+@pytest.mark.parametrize(
+    ("num_workers", "block_bytes"),
+    [
+        (1, BLOCK_BYTES),
+        (2, BLOCK_BYTES),
+        pytest.param(2, 10_000, id="2, in blocks of half a local batch"),
+        pytest.param(3, BLOCK_BYTES, id="3, of which two have a sample less"),
+    ],
+)
+def test_a_step_has_the_same_samples_for_any_number_of_workers(
+    opened: Shards, num_workers: int, block_bytes: int, monkeypatch
+) -> None:
+    monkeypatch.setattr(stream, "BLOCK_BYTES", block_bytes)
     schedule = Schedule(opened.pairs, TRAINING)
     dataset = training_stream(opened, schedule, 0, num_workers, readers=2)
     workers = read_steps(dataset, schedule, num_workers)
@@ -97,36 +106,58 @@ def test_samples_of_another_step_or_worker_are_refused(numbers: list[int]) -> No
         check_order(numbers, 1, 4, 2)
 
 
-def test_blocks_hold_complete_steps_or_a_fraction_of_one_and_are_bounded_in_size() -> None:
+def test_blocks_hold_complete_steps_or_a_fraction_of_one_and_are_bounded_in_size(opened: Shards) -> None:
+    def blocks(local_batch_size: int, crop: int) -> Blocks:
+        training = TrainingConfig(batch_size=2 * local_batch_size, crop=crop)
+        schedule = Schedule(opened.pairs, TRAINING)  # of the frames here, which are smaller than the crops
+        object.__setattr__(schedule, "training", training)
+        return Blocks.of(schedule, 0, 2)
+
     for local_batch_size in (1, 2, 3, 16, 17):
-        rows, steps = _block_size(local_batch_size, 8_400_000)
+        rows, steps = (block := blocks(local_batch_size, 511)).rows, block.steps
         assert steps == 1 if rows < local_batch_size else rows == steps * local_batch_size
         assert local_batch_size % rows == 0 or rows % local_batch_size == 0
-        assert rows == 1 or rows * 8_400_000 <= BLOCK_BYTES
-    assert _block_size(8, 1000) == (8 * MAX_STEPS_PER_BLOCK, MAX_STEPS_PER_BLOCK)
-    assert _block_size(1, 50 << 20) == (1, 1)
+        assert rows == 1 or rows * 32 * 512**2 <= BLOCK_BYTES
+    assert blocks(16, 256).rows == 16, "a step of the usual size is one block"
+    small, large = blocks(8, 15), blocks(1, 2047)
+    assert (small.rows, small.steps) == (8 * MAX_STEPS_PER_BLOCK, MAX_STEPS_PER_BLOCK)
+    assert (large.rows, large.steps) == (1, 1)
 
 
-@pytest.mark.parametrize("numbers_per_batch", [1, 100, 1 << 16])
 @pytest.mark.parametrize(
     ("batch_size", "workers", "steps"), [(4, 1, 1), (6, 3, 4), (10, 2, 16), (1, 1, 16), (7, 3, 4), (5, 4, 2)]
 )
+@pytest.mark.parametrize("parts", [1, 2])
 def test_the_blocks_of_each_worker_follow_the_order_of_steps(
-    batch_size: int, workers: int, steps: int, numbers_per_batch: int, monkeypatch
+    batch_size: int, workers: int, steps: int, parts: int
 ) -> None:
-    monkeypatch.setattr(stream, "MAX_NUMBERS_PER_BATCH", numbers_per_batch)
-    batch = {"start": np.array([7]), "stop": np.array([50])}
-    dealt, size = _dealt(batch_size, workers), -(-batch_size // workers)
-    numbers = np.concatenate([output["sample"] for output in _sample_numbers(batch, dealt, batch_size, steps)])
-    blocks = numbers.reshape(-1, workers, steps, size)  # Ray assigns blocks to the workers round-robin
+    size = -(-batch_size // workers)
+    rows, steps = (size // 2, 1) if parts == 2 and size % 2 == 0 else (size * steps, steps)
+    blocks = Blocks(7, 50, batch_size, workers, rows, steps)
     for worker in range(workers):
-        local_batches = blocks[:, worker].reshape(-1, size)
+        own = [blocks.samples(block) for block in range(worker, blocks.count, workers)]
+        assert {len(numbers) for numbers in own} == {rows}
+        local_batches = np.concatenate(own).reshape(-1, size)
         assert 43 <= len(local_batches) < 43 + steps
         for i, row in enumerate(local_batches):
             step = min(7 + i, 49)
             expected = step * batch_size + np.array_split(np.arange(batch_size), workers)[worker]
             assert row[: len(expected)].tolist() == expected.tolist()
             assert row[len(expected) :].tolist() == [expected[-1]] * (size - len(expected)), "filled up with its last"
+
+
+def test_a_long_run_of_small_crops_begins_at_once(opened: Shards) -> None:
+    """Ray numbers all blocks of a run beside the reading: neither their memory nor the wait for them may grow."""
+    schedule = Schedule(opened.pairs, dataclasses.replace(TRAINING, epochs=10**6, batch_size=1024))
+    dataset = training_stream(opened, schedule, 0, 1)
+    dataset.context.execution_options = execution_options(schedule)
+    (iterator,) = dataset.streaming_split(1, equal=True)
+
+    def read(iterator: ray.data.DataIterator) -> int:
+        batches = local_batches(iterator, 1024, 1, torch.device("cpu"))
+        return sum(len(next(batches).sample) for _ in range(50))
+
+    assert ray.get(ray.remote(num_cpus=0.1)(read).remote(iterator), timeout=60) == 50 * 1024
 
 
 def error_of(shards: Shards) -> tuple[type, str]:

@@ -1,8 +1,10 @@
-"""The schedule as a Ray Data dataset: sample numbers go in, crops come out."""
+"""The schedule as a Ray Data dataset: numbers of blocks go in, crops come out."""
 
+import math
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
@@ -25,16 +27,14 @@ from lsid_ray.raw.color import srgb_from_camera
 if TYPE_CHECKING:  # readers do not import torch
     import torch
 
-BLOCK_BYTES = 32 << 20  # blocks of 134 MB stream 2.5 times slower than blocks of 64 MB (2 cores, ray 2.60)
+BLOCK_BYTES = 48 << 20  # 16 samples of crop 256 fit; blocks of 134 MB stream 2.5 times slower than blocks of 64 MB
 MAX_STEPS_PER_BLOCK = 16  # more than one, because Ray spends milliseconds on each block, however small
 READ_AHEAD_STEPS = 2 * MAX_STEPS_PER_BLOCK
-MIN_READ_AHEAD_BYTES = 64 << 20
-NUMBERING_CPUS = 0.01  # `ray.data.range` would reserve a full CPU
+READ_AHEAD_BLOCKS = 8  # Ray gives the readers half of it; with less than two blocks of their own they stall
 MIN_RESOURCE = 1e-4  # smallest amount of a resource that a Ray actor can request
 REMOTE_READ_THREADS = 16  # per reader, for shards in an object store
-MAX_NUMBERS_PER_BATCH = 1 << 16
 PREFETCH_BATCHES = 2  # local batches on the device, beside the one in use
-SCHEDULING_PAUSE_S = 0.02  # per iteration of Ray's scheduling loop, which handles all blocks that are ready
+SCHEDULING_PAUSE_S = 0.05  # per iteration of Ray's scheduling loop, which handles all blocks that are ready
 
 
 def training_stream(
@@ -49,16 +49,12 @@ def training_stream(
 
     readers, readers_on: as in `ClusterConfig`. Columns: the fields of `data.batch.Batch`, one row per sample.
     """
-    dealt = _dealt(schedule.training.batch_size, num_workers)
-    rows, steps = _block_size(dealt.shape[1], _sample_bytes(schedule))
-    numbers = ray.data.from_items([{"start": start_step, "stop": schedule.total_steps}])
-    numbers = numbers.map_batches(
-        _sample_numbers, fn_args=(dealt, schedule.training.batch_size, steps), num_cpus=NUMBERING_CPUS
-    )
-    stream = numbers.repartition(target_num_rows_per_block=rows).map_batches(
+    blocks = Blocks.of(schedule, start_step, num_workers)
+    numbers = ray.data.from_numpy(np.arange(blocks.count))  # of blocks, not of samples: all are in memory at once
+    stream = numbers.repartition(target_num_rows_per_block=1).map_batches(
         _CropReader,
-        fn_constructor_args=(shards, schedule),
-        batch_size=rows,
+        fn_constructor_args=(shards, schedule, blocks),
+        batch_size=1,
         # A pool of fixed size: Ray stops idle task workers beyond the number of CPUs, and idle actors of an
         # autoscaling pool, and starting one again costs seconds of CPU time.
         compute=ActorPoolStrategy(size=readers),
@@ -112,8 +108,9 @@ def execution_options(schedule: Schedule) -> ExecutionOptions:
 
     Without a limit Ray reads ahead until the object store is full, and takes CPU time from training.
     """
-    read_ahead_bytes = READ_AHEAD_STEPS * schedule.training.batch_size * _sample_bytes(schedule)
-    memory = ExecutionResources(object_store_memory=max(read_ahead_bytes, MIN_READ_AHEAD_BYTES))
+    blocks = Blocks.of(schedule, 0, 1)
+    samples = max(READ_AHEAD_STEPS * blocks.batch_size, READ_AHEAD_BLOCKS * blocks.rows)
+    memory = ExecutionResources(object_store_memory=samples * _sample_bytes(schedule))
     return ExecutionOptions(preserve_order=True, resource_limits=memory)
 
 
@@ -122,17 +119,52 @@ def _sample_bytes(schedule: Schedule) -> int:
     return 2 * schedule.window_side**2 * (len(layout.colors) + 3 * layout.block**2)
 
 
-def _block_size(local_batch_size: int, sample_bytes: int) -> tuple[int, int]:
-    """Rows per block, and the steps that they span, for blocks of at most BLOCK_BYTES (or one row).
+@dataclass(frozen=True)
+class Blocks:
+    """Which samples each block of the stream holds."""
 
-    A block holds the local batches of up to MAX_STEPS_PER_BLOCK steps; if one local batch is too large for a block, a
-    fraction of it.
-    """
-    steps = min(BLOCK_BYTES // (local_batch_size * sample_bytes), MAX_STEPS_PER_BLOCK)
-    if steps:
-        return local_batch_size * steps, steps
-    divisors = [n for n in range(1, local_batch_size + 1) if local_batch_size % n == 0]
-    return max([n for n in divisors if n * sample_bytes <= BLOCK_BYTES], default=1), 1
+    start: int
+    """First step."""
+    stop: int
+    """The step after the last."""
+    batch_size: int
+    workers: int
+    rows: int
+    """Samples of a block."""
+    steps: int
+    """Steps whose local batches a block holds; 1 if it holds a fraction of a local batch."""
+
+    @classmethod
+    def of(cls, schedule: Schedule, start_step: int, workers: int) -> "Blocks":
+        """The blocks of all remaining steps of a run, each of at most BLOCK_BYTES (or one row).
+
+        A block holds the local batches of up to MAX_STEPS_PER_BLOCK steps; if one local batch is too large for a
+        block, a fraction of it.
+        """
+        batch_size, sample_bytes = schedule.training.batch_size, _sample_bytes(schedule)
+        local = -(-batch_size // workers)
+        steps = min(BLOCK_BYTES // (local * sample_bytes), MAX_STEPS_PER_BLOCK)
+        divisors = [n for n in range(1, local + 1) if local % n == 0 and n * sample_bytes <= BLOCK_BYTES]
+        rows = local * steps or max(divisors, default=1)
+        return cls(start_step, schedule.total_steps, batch_size, workers, rows, max(steps, 1))
+
+    @property
+    def _shape(self) -> tuple[int, int, int]:
+        """Groups of steps, parts of a local batch, workers: in this order, as blocks go to the workers in turn."""
+        local = -(-self.batch_size // self.workers)
+        return -(-(self.stop - self.start) // self.steps), max(local // self.rows, 1), self.workers
+
+    @property
+    def count(self) -> int:
+        """Number of blocks; the last steps are repetitions of the last one, to fill the blocks."""
+        return math.prod(self._shape)
+
+    def samples(self, block: int) -> np.ndarray:
+        """The numbers of the samples of a block, (rows,) int64."""
+        group, part, worker = np.unravel_index(block, self._shape)
+        steps = (self.start + group * self.steps + np.arange(self.steps)).clip(max=self.stop - 1)
+        positions = np.array_split(_dealt(self.batch_size, self.workers)[worker], self._shape[1])[part]
+        return (steps[:, None] * self.batch_size + positions).ravel()
 
 
 def _dealt(batch_size: int, num_workers: int) -> np.ndarray:
@@ -141,28 +173,18 @@ def _dealt(batch_size: int, num_workers: int) -> np.ndarray:
     return np.stack([np.pad(part, (0, len(parts[0]) - len(part)), "edge") for part in parts])
 
 
-def _sample_numbers(
-    batch: dict[str, np.ndarray], dealt: np.ndarray, batch_size: int, steps: int
-) -> Iterator[dict[str, np.ndarray]]:
-    """Yield the sample numbers of the run: for each group of `steps` steps, worker by worker. dealt: of `_dealt`."""
-    start, stop = int(batch["start"][0]), int(batch["stop"][0])
-    chunk = max(MAX_NUMBERS_PER_BATCH // (dealt.size * steps), 1) * steps
-    for first in range(start, stop, chunk):
-        last = min(first + chunk, stop)
-        step = np.arange(first, last + (first - last) % steps).clip(max=stop - 1)
-        yield {"sample": (step.reshape(-1, 1, steps, 1) * batch_size + dealt[:, None]).ravel()}
-
-
 class _CropReader:
-    """Ray Data UDF: sample numbers to crops."""
+    """Ray Data UDF: the number of a block to its crops."""
 
-    def __init__(self, shards: Shards, schedule: Schedule):
-        self.shards, self.schedule = shards, schedule
+    def __init__(self, shards: Shards, schedule: Schedule, blocks: Blocks):
+        self.shards, self.schedule, self.blocks = shards, schedule, blocks
         is_remote = isinstance(storage.to_path(shards.folder), RemotePath)  # then threads hide the latency of reads
         self.map = ThreadPoolExecutor(REMOTE_READ_THREADS).map if is_remote else map
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        numbers, crops = batch["sample"], self.schedule.samples(batch["sample"])
+        (block,) = batch["data"]
+        numbers = self.blocks.samples(block)
+        crops = self.schedule.samples(numbers)
         layout, side = self.schedule.layout, self.schedule.window_side
         short = np.empty((len(crops), len(layout.colors), side, side), np.uint16)
         long = np.empty((len(crops), 3, layout.block * side, layout.block * side), np.uint16)
