@@ -4,6 +4,7 @@ python jobs/benchmark.py predict
 python jobs/benchmark.py pack SID/Sony
 python jobs/benchmark.py feed SID/Sony-shards --step-ms 40
 python jobs/benchmark.py faults
+python jobs/benchmark.py history runs/demo
 """
 
 import dataclasses
@@ -17,6 +18,7 @@ import tyro
 
 from lsid_ray.benchmark.faults import Faults
 from lsid_ray.benchmark.feed import Feed
+from lsid_ray.benchmark.history import History
 from lsid_ray.benchmark.pack import Pack
 from lsid_ray.benchmark.predict import Predict
 from lsid_ray.benchmark.step import Step
@@ -27,7 +29,7 @@ from lsid_ray.commandline import parse, run_job
 class Options:
     """What to measure."""
 
-    benchmark: Annotated[Feed | Step | Predict | Pack | Faults, tyro.conf.arg(name="")]
+    benchmark: Annotated[Feed | Step | Predict | Pack | Faults | History, tyro.conf.arg(name="")]
     out: Path | None = None
     """Also write the figures to this file, as JSON."""
 

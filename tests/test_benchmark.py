@@ -1,5 +1,6 @@
 """Benchmarks measure what they claim; no test depends on the speed of the machine."""
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -8,6 +9,7 @@ import pytest
 
 from lsid_ray.benchmark.faults import Recovery, check_faults, faults_table, measure_faults
 from lsid_ray.benchmark.feed import Feed, feed_table, measure_feed
+from lsid_ray.benchmark.history import History
 from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.benchmark.pack import measure_pack, pack_table
 from lsid_ray.benchmark.predict import PredictTimes, measure_predict, predict_table
@@ -109,3 +111,30 @@ def test_the_table_of_faults_says_whose_result_differs():
 def test_every_fault_leaves_the_weights_of_an_undisturbed_run(tmp_path_factory: pytest.TempPathFactory):
     recoveries, _ = measure_faults(tmp_path_factory.mktemp("b"), 400, 2, print)
     assert len(recoveries) == 6 and all(recovery.is_equal for recovery in recoveries)
+
+
+def test_the_history_of_a_run_says_when_and_why_its_workers_changed(tmp_path: Path):
+    def at(time: float, kind: str, step: int, **fields: object) -> str:
+        return json.dumps({"kind": kind, "time": time, "step": step, **fields}) + "\n"
+
+    log = [
+        at(100, "start", 0, workers=2),
+        at(110, "train", 20),
+        at(115, "failure", 16, reason="worker 1 died"),
+        at(130, "start", 16, workers=1),
+        at(140, "train", 26),
+        at(150, "train", 36),
+        at(160, "start", 36, workers=1),
+    ]
+    (tmp_path / "metrics.jsonl").write_text("".join(log))
+    table, phases = History(str(tmp_path), tmp_path / "history.png").run(tmp_path)
+    assert [(phase.cause, phase.began_s, phase.workers) for phase in phases] == [
+        ("", 0, 2),
+        ("workers lost", 30, 1),
+        ("same command again", 60, 1),
+    ]
+    assert phases[1].points == ((40, 26), (50, 36))
+    assert table.splitlines()[2].split() == ["30", "workers", "lost", "1", "16", "36", "1.00"]
+    assert (tmp_path / "history.png").stat().st_size > 10_000
+    with pytest.raises(InputError, match="expected the folder of a run"):
+        History(str(tmp_path / "none"), tmp_path / "none.png").run(tmp_path)
