@@ -22,6 +22,7 @@ import torch
 from matplotlib.figure import Figure
 
 from lsid_ray import cluster
+from lsid_ray.benchmark.history import plot_losses
 from lsid_ray.benchmark.nodes import RAY, Node, NodeCluster, until
 from lsid_ray.config.schema import (
     ClusterConfig,
@@ -151,6 +152,14 @@ class _Run:
         until(lambda: not any(node.workers() for node in self.workers), WAIT_S)
         self.start()
 
+    def kill_while_saving(self) -> None:
+        processes = [process for node in self.workers for process in node.workers()]
+        end = time.monotonic() + WAIT_S
+        while not any(self.folder.glob(".checkpoint_*.partial")) and time.monotonic() < end:
+            time.sleep(0.0005)  # writing so small a checkpoint takes milliseconds
+        for process in processes:
+            process.kill()
+
     def stop_worker(self) -> None:
         self.workers[0].workers()[0].send_signal(signal.SIGSTOP)
 
@@ -169,6 +178,7 @@ FAULTS: dict[str, Callable[[_Run], None]] = {
     "worker killed": _Run.kill_worker,
     "node killed, another joins": _Run.kill_node,
     "driver killed, same command again": _Run.kill_driver,
+    "all workers killed while a checkpoint is written": _Run.kill_while_saving,
     STALL: _Run.stop_worker,
     f"preemption announced {DEADLINE_S} s before": _Run.announce_preemption,
 }
@@ -216,7 +226,7 @@ def measure_faults(folder: Path, epochs: int, kills: int, say: Callable[[str], N
         recoveries = [
             replace(recovery, is_equal=torch.equal(made.weights(), undisturbed.weights())) for made, recovery in results
         ]
-        return recoveries, _plot(undisturbed, results[-1][0])
+        return recoveries, plot_losses(read_events(undisturbed.folder), read_events(results[-1][0].folder))
     finally:
         nodes.close()
 
@@ -264,23 +274,6 @@ def _disturb(run: _Run, kills: int, say: Callable[[str], None]) -> Recovery:
         sum(each.resumed_s for each in recoveries) / kills,
         sum(each.repeated_samples for each in recoveries),
     )
-
-
-def _plot(undisturbed: _Run, disturbed: _Run) -> Figure:
-    """The L1 loss of both, and where the disturbed run resumed."""
-    figure = Figure(figsize=(10, 4), layout="constrained")
-    axes = figure.subplots()
-    for run, label, style in ((undisturbed, "undisturbed", "-"), (disturbed, "disturbed", "--")):
-        events = run.events("train")
-        axes.plot([event["step"] for event in events], [event["l1"] for event in events], style, label=label, lw=1.2)
-    starts = [event["step"] for event in disturbed.events("start")][1:]
-    for step in starts:
-        axes.axvline(step, color="0.85", lw=0.8, zorder=0)
-    axes.set_yscale("log")
-    axes.set_xlabel(f"step (gray lines: the disturbed run resumed, {len(starts)} times)")
-    axes.set_ylabel("L1 loss, mean since the point before")
-    axes.legend()
-    return figure
 
 
 def faults_table(recoveries: list[Recovery]) -> str:

@@ -91,6 +91,23 @@ def plot_history(events: list[Event], phases: list[Phase]) -> Figure:
     return figure
 
 
+def plot_losses(undisturbed: list[Event], disturbed: list[Event]) -> Figure:
+    """The L1 losses of two runs, from the events of their logs, and where the second resumed."""
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    axes = figure.subplots()
+    for events, label, style in ((undisturbed, "undisturbed", "-"), (disturbed, "disturbed", "--")):
+        points = [(event["step"], event["l1"]) for event in events if event["kind"] == "train"]
+        axes.plot(*zip(*points, strict=True), style, label=label, lw=1.2)
+    starts = [event["step"] for event in disturbed if event["kind"] == "start"][1:]
+    for step in starts:
+        axes.axvline(step, color="0.85", lw=0.8, zorder=0)
+    axes.set_yscale("log")
+    axes.set_xlabel(f"step (gray lines: the disturbed run resumed, {len(starts)} times)")
+    axes.set_ylabel("L1 loss, mean since the point before")
+    axes.legend()
+    return figure
+
+
 def history_table(phases: list[Phase]) -> str:
     """The phases as a table."""
     rows = [("started after, s", "why", "workers", "from step", "to step", "steps/s")]
