@@ -61,11 +61,12 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                     display.print(event["message"])
                 case "train":
                     losses = [f"{n} {event[n]:.4f}" for n in ("l1", "adversarial", "discriminator") if n in event]
-                    text = (
-                        f"step {event['step']}/{total}, epoch {event['epoch']}, {', '.join(losses)}, "
-                        f"{event['samples_per_s']:.1f} samples/s, {event['waiting_for_data']:.0%} waiting for data, "
-                        f"{format_duration(event['seconds_left'])} left"
-                    )
+                    text = f"step {event['step']}/{total}, epoch {event['epoch']}, {', '.join(losses)}"
+                    if event["seconds_left"] is not None:  # the first steps are slow
+                        text += (
+                            f", {event['samples_per_s']:.1f} samples/s, {event['waiting_for_data']:.0%} waiting for "
+                            f"data, {format_duration(event['seconds_left'])} left"
+                        )
                     display.show(text, event["step"], total)
                 case "validation":
                     display.print(

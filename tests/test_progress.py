@@ -4,6 +4,7 @@ import pytest
 
 from lsid_ray import progress
 from lsid_ray.progress import counter, format_duration, live_table, training_progress
+from lsid_ray.train.loop import _Pace
 
 
 def test_a_counter_ends_with_count_rate_and_time_left(capsys: pytest.CaptureFixture) -> None:
@@ -48,6 +49,21 @@ def test_training_shows_steps_validation_and_where_it_continues(capsys: pytest.C
     assert "resuming from step 4 of 10 with 1 worker\n" in written
     assert "step 6/10, epoch 1, l1 0.2500, 12.5 samples/s, 25% waiting for data, 2:05 min left" in written
     assert "epoch 2: validation PSNR 20.12 dB, SSIM 0.500 on 3 full frames" in written
+
+
+def test_the_first_steps_which_are_slow_tell_no_rate(capsys: pytest.CaptureFixture) -> None:
+    with training_progress() as show:
+        show({"kind": "start", "step": 0, "total_steps": 10, "workers": 1})
+        show({"kind": "train", "step": 1, "epoch": 0, "l1": 0.5, "learning_rate": 1e-3, "samples_per_s": 1.0,
+              "waiting_for_data": 0.9, "seconds_left": None})  # fmt: skip
+    assert "step 1/10, epoch 0, l1 0.5000\n" in capsys.readouterr().out
+
+
+def test_the_time_left_includes_validations_and_leaves_out_the_first_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    times = iter([20.0, 21.0, 30.0, 31.0])  # the first second came after 20, and between 21 and 30 was a validation
+    monkeypatch.setattr("time.perf_counter", lambda: next(times))
+    pace = _Pace()
+    assert [pace.seconds_left(step, 200) for step in (2, 12, 102, 112)] == [None, None, 9.8, 8.8]
 
 
 def test_waiting_is_a_line_a_minute_off_a_terminal_and_does_not_lower_the_rate(

@@ -27,6 +27,8 @@ from lsid_ray.train.saver import Saver
 from lsid_ray.train.step import GanStep
 
 LOG_SECONDS = 1.0  # between "train" events
+PACE_EVENTS = 300  # of a second each: what the time left is estimated from
+MIN_PACE_S = 5.0
 
 
 def training_loop(options: dict[str, Any]) -> None:
@@ -79,7 +81,7 @@ def training_loop(options: dict[str, Any]) -> None:
     skipped_steps = {rollback.skipped_step for rollback in options["rollbacks"]}
     batches = local_batches(stream, training.batch_size, world_size, device)
     pending: deque[tuple[int, list[str], torch.Tensor, list[str]]] = deque()
-    window = _LogWindow()
+    window, pace = _LogWindow(), _Pace()
     while gan_step.step < stop_step:
         heartbeat.begin(WAITING_FOR_DATA, gan_step.step)
         wait_start = time.perf_counter()
@@ -119,7 +121,9 @@ def training_loop(options: dict[str, Any]) -> None:
             window = _LogWindow()  # the first wait for data belongs to the start, not to the rate
         if window.steps and (validating or window.seconds >= LOG_SECONDS):
             if rank == 0:
-                events.put.remote(_train_event(window, gan_step, epoch, training.batch_size))
+                seconds_left = pace.seconds_left(gan_step.step, gan_step.total_steps)
+                event = _train_event(window, gan_step, epoch, training.batch_size)
+                events.put.remote(event | {"seconds_left": seconds_left})
             window = _LogWindow()
         if not validating:
             if saving:
@@ -184,8 +188,21 @@ class _LogWindow:
         return time.perf_counter() - self.start
 
 
+class _Pace:
+    """The time left, from the last minutes: with their validations and checkpoints, without the slow first steps."""
+
+    def __init__(self) -> None:
+        self.logged: deque[tuple[float, int]] = deque(maxlen=PACE_EVENTS)
+
+    def seconds_left(self, step: int, total_steps: int) -> float | None:
+        """To be called at each "train" event. None: it is too early to say."""
+        now = time.perf_counter()
+        self.logged.append((now, step))
+        began, first_step = self.logged[0]
+        return (total_steps - step) * (now - began) / (step - first_step) if now - began >= MIN_PACE_S else None
+
+
 def _train_event(window: _LogWindow, gan_step: GanStep, epoch: int, batch_size: int) -> dict[str, Any]:
-    samples_per_s = window.steps * batch_size / window.seconds
     return {
         "kind": "train",
         "step": gan_step.step,
@@ -193,10 +210,9 @@ def _train_event(window: _LogWindow, gan_step: GanStep, epoch: int, batch_size: 
         **window.means(),
         "learning_rate": gan_step.optimizer_g.param_groups[0]["lr"],
         "seconds": window.seconds,
-        "samples_per_s": samples_per_s,
+        "samples_per_s": window.steps * batch_size / window.seconds,
         "waiting_for_data": window.waiting / window.seconds,
         "saving": window.saving / window.seconds,
-        "seconds_left": (gan_step.total_steps - gan_step.step) * batch_size / samples_per_s,
     }
 
 
