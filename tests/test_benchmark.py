@@ -14,7 +14,9 @@ from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.benchmark.pack import measure_pack, pack_table
 from lsid_ray.benchmark.predict import PredictTimes, measure_predict, predict_table
 from lsid_ray.benchmark.step import Step, measure_step, step_table
-from lsid_ray.config.schema import ClusterConfig, GeneratorConfig, TrainingConfig
+from lsid_ray.benchmark.training import Train, measure_training, training_table
+from lsid_ray.config.presets import PRESETS
+from lsid_ray.config.schema import ClusterConfig, DiscriminatorConfig, GeneratorConfig, TrainingConfig
 from lsid_ray.errors import InputError
 
 
@@ -138,3 +140,21 @@ def test_the_history_of_a_run_says_when_and_why_its_workers_changed(tmp_path: Pa
     assert (tmp_path / "history.png").stat().st_size > 10_000
     with pytest.raises(InputError, match="expected the folder of a run"):
         History(str(tmp_path / "none"), tmp_path / "none.png").run(tmp_path)
+
+
+@pytest.mark.timeout(300)
+def test_a_run_is_compared_with_its_step_on_a_cached_batch(shards: Path, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr("lsid_ray.benchmark.training.MIN_SECONDS", 0.5)
+    tiny = replace(
+        PRESETS["demo"][1],
+        generator=GeneratorConfig(width=4, depth=2),
+        discriminator=DiscriminatorConfig(width=4, layers=1),
+        training=TrainingConfig(batch_size=3, crop=16),
+    )
+    monkeypatch.setitem(PRESETS, "tiny", ("", tiny))
+    cluster = ClusterConfig(num_workers=2, cpus_per_worker=0.5)
+    rates = measure_training(Train("tiny", str(shards), seconds=2, steps=3, cluster=cluster), tmp_path)
+    assert (rates.batch_size, rates.workers) == (3, 2) and rates.share > 0 and 0 <= rates.waiting < 1
+    assert f"Training keeps {rates.share:.0%} of the speed of its step" in training_table(rates)
+    with pytest.raises(InputError, match=r"--training.crop is 256"):
+        measure_training(Train("sid-sony", str(shards), cluster=cluster), tmp_path)

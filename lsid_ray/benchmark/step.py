@@ -87,12 +87,11 @@ def measure_step(options: Step) -> StepTimes:
     e = PRESETS[options.preset][1]
     sizes = {"batch_size": options.batch_size, "crop": options.crop}
     training = replace(e.training, **{name: size for name, size in sizes.items() if size})
-    loss = replace(e.loss, warmup_steps=0, ramp_steps=0)
-    e = replace(e, training=training, loss=loss, cluster=replace(e.cluster, num_workers=1))
+    e = replace(adversarial_from_the_start(e), training=training, cluster=replace(e.cluster, num_workers=1))
     e = replace(e, data=DataConfig(shards="none is read"))
     check_experiment(e)
     device = torch.device("cuda" if options.use_gpu else "cpu")
-    batch = _random_batch(e, device)
+    batch = random_batch(e, device)
     step, plain = GanStep(e, MAX_COUNT, device), _PlainStep(e, device)
     with FlopCounterMode(display=False) as counter:
         step(batch)
@@ -101,8 +100,8 @@ def measure_step(options: Step) -> StepTimes:
         step(batch)
     peak_bytes = torch.cuda.max_memory_allocated() if options.use_gpu else None
     for each in (step, plain):
-        _seconds(each, batch, WARM_UP_STEPS)
-    rounds = [[_seconds(each, batch, options.steps) for each in (step, plain)] for _ in range(options.rounds)]
+        seconds_per_step(each, batch, WARM_UP_STEPS)
+    rounds = [[seconds_per_step(each, batch, options.steps) for each in (step, plain)] for _ in range(options.rounds)]
     step_s, plain_s = (statistics.median(times) for times in zip(*rounds, strict=True))
     return StepTimes(
         preset=options.preset,
@@ -133,7 +132,12 @@ def step_table(times: StepTimes) -> str:
     return "\n".join([*align_columns([head, row]), "", verdict])
 
 
-def _seconds(step: Callable[[Batch], Any], batch: Batch, count: int) -> float:
+def adversarial_from_the_start(e: Experiment) -> Experiment:
+    """The experiment with the full weight of its adversarial loss in the first step."""
+    return replace(e, loss=replace(e.loss, warmup_steps=0, ramp_steps=0))
+
+
+def seconds_per_step(step: Callable[[Batch], Any], batch: Batch, count: int) -> float:
     """Mean time of a step."""
     start = time.perf_counter()
     for _ in range(count):
@@ -143,7 +147,8 @@ def _seconds(step: Callable[[Batch], Any], batch: Batch, count: int) -> float:
     return (time.perf_counter() - start) / count
 
 
-def _random_batch(e: Experiment, device: torch.device) -> Batch:
+def random_batch(e: Experiment, device: torch.device) -> Batch:
+    """A batch of an experiment's sizes, of random counts."""
     layout, size = LAYOUTS[e.generator.cfa], e.training.batch_size
     side = e.training.crop + layout.repeat
     random = torch.Generator().manual_seed(0)
