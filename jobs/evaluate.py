@@ -15,7 +15,8 @@ from lsid_ray import storage
 from lsid_ray.commandline import memory_limit, parse, run_job
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate.evaluation import evaluate
-from lsid_ray.evaluate.report import table
+from lsid_ray.evaluate.measures import metric_names
+from lsid_ray.evaluate.report import perceptual_lines, table
 from lsid_ray.inference.bands import MEMORY_BYTES
 from lsid_ray.progress import counter
 
@@ -38,6 +39,10 @@ class Evaluate:
     """Number of frames that the report shows."""
     include_misaligned: bool = False
     """Also score SID's scenes 10034, 10045 and 10172, whose exposures are not aligned."""
+    metrics: str = ""
+    """Also measure lpips (with AlexNet), lpips-vgg, dists, or several of them with commas: see jobs/README.md."""
+    weights: str = ""
+    """Folder with the weights of their networks, or s3://BUCKET/NAME. Empty: torch's own, in TORCH_HOME."""
     use_gpu: bool = False
     """Predict on GPUs, one frame per GPU at a time, instead of on CPUs."""
 
@@ -60,11 +65,14 @@ def main() -> None:
             use_gpu=options.use_gpu,
             images=options.images,
             include_misaligned=options.include_misaligned,
+            metrics=metric_names(options.metrics),
+            weights=options.weights,
             progress=progress,
         )
     if result.excluded:
         print(f"excluded as misaligned: {', '.join(result.excluded)}")
-    print(f"\n{table(result.summary)}\n\nreport: {result.report}")
+    print(f"\n{table(result.summary)}\n\n{perceptual_lines(result.summary, result.not_measured)}")
+    print(f"\nreport: {result.report}")
 
 
 if __name__ == "__main__":

@@ -9,13 +9,17 @@ import numpy as np
 import pytest
 import torch
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
+from test_perceptual import random_weights, save_weights
 from test_shard import messages_of_damage
 
 from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.data.index import Shards, open_shards
 from lsid_ray.data.pack import pack_dataset
 from lsid_ray.errors import InputError
+from lsid_ray.evaluate.backbones import build
 from lsid_ray.evaluate.evaluation import evaluate
+from lsid_ray.evaluate.measures import METRICS
+from lsid_ray.evaluate.report import perceptual_lines
 from lsid_ray.evaluate.score import at_output_scale, score_frame
 from lsid_ray.inference import frame as inference_frame
 from lsid_ray.inference.frame import enhance_frame
@@ -68,6 +72,33 @@ def test_every_image_is_scored_once_and_equals_scikit_image(saved: Path, shards:
     assert report["record"]["split"] == "test" and report["record"]["rendering"]["libraw"]
     assert done.summary["groups"][0]["images"] == len(opened.pairs)
     assert len(list((saved.parent / "report" / "images").glob("*_attention.png"))) == 1
+
+
+def test_learned_metrics_are_scored_in_every_process_or_said_to_be_missing(
+    saved: Path, shards: Path, opened: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("torchmetrics", reason="needs lsid-ray[perceptual]")
+    weights = save_weights(tmp_path / "weights", monkeypatch, "alexnet")
+    done = evaluate(saved, shards, "test", tmp_path / "a", images=0, metrics=["lpips"], weights=weights.parent)
+    report = json.loads((tmp_path / "a" / "report.json").read_text())
+    network = {"alexnet": build("alexnet", random_weights("alexnet"), CPU)}
+    for pair, score in zip(opened.pairs, report["scores"], strict=True):
+        image = enhance_frame(make_generator(), opened.planes(pair), pair.short, pair.ratio, CPU)[0]
+        target = at_output_scale(opened.target(pair).transpose(1, 2, 0), pair, 2, CPU)
+        for name in ("flip", "lpips"):
+            expected = METRICS[name].function(image, target, network)
+            assert expected > 0.001 and score[name] == pytest.approx(expected, rel=1e-3)
+            assert score[f"plain_{name}"] > 0.001
+        assert score["lpips_vgg"] is None and score["plain_dists"] is None
+    assert done.summary["groups"][0]["by_image"]["network"]["lpips"]["mean"] > 0.001
+
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
+    done = evaluate(saved, shards, "test", tmp_path / "b", images=0, metrics=["lpips", "dists"])
+    assert set(done.not_measured) == {"lpips", "lpips_vgg", "dists"}
+    page = (tmp_path / "b" / "report.html").read_text()
+    assert page.count("not measured: weights not at hand; to get them: python -c") == 4  # table and record
+    lines = perceptual_lines(done.summary, done.not_measured).splitlines()
+    assert len(lines) == 4 and "FLIP: plain 0." in lines[0] and lines[1].endswith(done.not_measured["lpips"])
 
 
 def _append(calls: list) -> object:

@@ -122,7 +122,7 @@ def test_the_processes_that_pack_and_read_crops_load_no_torch():
     assert done.stdout == "False\n", done.stderr
 
 
-TORCH_ONLY = (*of("lsid_ray.model"), "lsid_ray.train.step", "lsid_ray.inference.bands", "lsid_ray.evaluate.metrics")
+TORCH_ONLY = (*of("lsid_ray.model"), "lsid_ray.train.step", "lsid_ray.inference.bands", "lsid_ray.evaluate.measures")
 
 
 @pytest.mark.parametrize("module", TORCH_ONLY)

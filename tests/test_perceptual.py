@@ -1,15 +1,20 @@
 """LPIPS and DISTS in bands against torchmetrics' own on whole frames, with random weights, which give no LPIPS."""
 
+import hashlib
+import importlib.util
 import math
+from pathlib import Path
+from types import SimpleNamespace
 
-import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from lsid_ray.errors import InputError
 from lsid_ray.evaluate import backbones, perceptual
+from lsid_ray.evaluate.measures import LEARNED, METRICS, find_learned, metric_names
 
-torchmetrics = pytest.importorskip("torchmetrics", reason="needs lsid-ray[perceptual]")
+pytestmark = pytest.mark.skipif(not importlib.util.find_spec("torchmetrics"), reason="needs lsid-ray[perceptual]")
 CPU = torch.device("cpu")
 
 
@@ -48,8 +53,6 @@ def reference_lpips(monkeypatch: pytest.MonkeyPatch, net: str, layers: nn.Sequen
 
 
 def reference_dists(monkeypatch: pytest.MonkeyPatch, layers: nn.Sequential) -> nn.Module:
-    from types import SimpleNamespace
-
     from torchmetrics.functional.image import dists
 
     monkeypatch.setattr(dists, "_TORCHVISION_AVAILABLE", True)
@@ -87,3 +90,90 @@ def test_dists_in_bands_equals_torchmetrics_on_the_whole_frame(
     expected = reference_dists(monkeypatch, networks["vgg16"])(planes(image), planes(target))
     assert expected > 0.01
     assert perceptual.dists(image, target, networks["vgg16"]) == pytest.approx(expected.item(), rel=1e-3)
+
+
+def test_equal_frames_differ_in_nothing_and_a_worse_image_scores_worse(networks) -> None:
+    image, target = frames(64, 64)
+    worse = (target + 2 * (image - target)).clamp(0, 1)
+    for name in LEARNED:
+        scores = [METRICS[name].function(frame, target, networks) for frame in (target, image, worse)]
+        assert scores[0] == pytest.approx(0, abs=1e-6) and scores[0] < scores[1] < scores[2], name
+
+
+def test_values_are_clamped_and_small_frames_have_no_score(networks) -> None:
+    image, target = frames(40, 40)
+    outside = torch.where(target < 0.1, -1.0, target)
+    for name in LEARNED:
+        function = METRICS[name].function
+        assert function(image, outside, networks) == function(image, outside.clamp(0, 1), networks)
+        assert function(image.numpy(), outside.numpy(), networks) == function(image, outside, networks)
+        assert math.isnan(function(image[:31], target[:31], networks))
+        assert math.isfinite(function(image[:32, :32], target[:32, :32], networks))
+
+
+def save_weights(folder: Path, monkeypatch: pytest.MonkeyPatch, backbone: str) -> Path:
+    """Random weights under a name that has their own hash, which then is the one that is looked for."""
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {f"features.{name}": tensor for name, tensor in random_weights(backbone).items()}
+    torch.save(content | {"classifier.1.weight": torch.zeros(3, 4)}, folder / "weights.pth")
+    digest = hashlib.sha256((folder / "weights.pth").read_bytes()).hexdigest()
+    path = (folder / "weights.pth").rename(folder / f"{backbone}-{digest[:8]}.pth")
+    monkeypatch.setitem(backbones.FILES, backbone, path.name)
+    return path
+
+
+def test_weights_are_read_from_a_folder_and_from_torch_home(
+    networks, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    image, target = frames(48, 48)
+    path = save_weights(tmp_path / "weights", monkeypatch, "alexnet")
+    expected = perceptual.lpips(image, target, "alexnet", networks["alexnet"])
+    assert find_learned(["lpips"], path.parent).load(CPU)["lpips"](image, target) == expected
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
+    assert "lpips" in find_learned(["lpips"], None).not_measured
+    (tmp_path / "home" / "hub" / "checkpoints").mkdir(parents=True)
+    path.rename(tmp_path / "home" / "hub" / "checkpoints" / path.name)
+    learned = find_learned(["lpips"], None)
+    assert learned.names == ("lpips",) and set(learned.not_measured) == {"lpips_vgg", "dists"}
+    assert learned.load(CPU)["lpips"](image, target) == expected
+
+
+def test_missing_weights_are_said_with_the_command_that_gets_them(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    learned = find_learned(["lpips_vgg", "dists"], None)
+    assert learned.names == () and learned.load(CPU) == {}
+    for name in ("lpips_vgg", "dists"):
+        assert learned.not_measured[name].startswith("not measured: weights not at hand; to get them: python -c ")
+        assert "https://download.pytorch.org/models/vgg16-397923af.pth" in learned.not_measured[name]
+    assert learned.not_measured["lpips"] == "not measured: see --metrics"
+
+
+def test_other_weights_and_unknown_metrics_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    assert metric_names("dists, lpips-vgg,dists") == ("dists", "lpips_vgg")
+    assert metric_names("") == ()
+    with pytest.raises(InputError, match=r"^--metrics is lpips,mse: mse is no metric of lpips, lpips-vgg, dists$"):
+        metric_names("lpips,mse")
+    with pytest.raises(InputError, match=r"^--weights .*: holds no vgg16-397923af\.pth; to get it: python -c .*$"):
+        find_learned(["dists"], tmp_path)
+    (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes(b"another network")
+    found = hashlib.sha256(b"another network").hexdigest()[:8]
+    with pytest.raises(
+        InputError, match=rf"alexnet-owt-7be5be79\.pth: its SHA-256 begins with {found}, expected 7be5b"
+    ):
+        find_learned(["lpips"], tmp_path)
+    with pytest.raises(InputError, match=r"^--weights is .*: expected --metrics that need it$"):
+        find_learned([], tmp_path)
+    monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(InputError, match=r"pip install 'lsid-ray\[perceptual\]'"):
+        find_learned(["lpips"], tmp_path)
+
+
+def test_the_backbones_are_torchvisions() -> None:
+    """Numbers of parameters and shapes as torchvision 0.28 has them in `features`."""
+    alexnet, vgg16 = backbones.alexnet(), backbones.vgg16()
+    assert sum(tensor.numel() for tensor in alexnet.state_dict().values()) == 2_469_696
+    assert sum(tensor.numel() for tensor in vgg16.state_dict().values()) == 14_714_688
+    assert alexnet.state_dict()["10.weight"].shape == (256, 256, 3, 3)
+    assert vgg16.state_dict()["28.weight"].shape == (512, 512, 3, 3)

@@ -2,11 +2,12 @@
 
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from functools import lru_cache
 from typing import Any
 
+import ray
 import torch
 
 from lsid_ray import __version__, cluster, storage
@@ -14,6 +15,7 @@ from lsid_ray.capacity import check_task
 from lsid_ray.data.index import Pair, Shards, Split, open_shards
 from lsid_ray.data.parallel import parallel_map
 from lsid_ray.errors import InputError, PartialFailure
+from lsid_ray.evaluate.measures import Learned, find_learned
 from lsid_ray.evaluate.report import check_report_folder, summarize, write_report
 from lsid_ray.evaluate.score import score_frame
 from lsid_ray.inference.bands import MEMORY_BYTES
@@ -33,6 +35,8 @@ class Evaluation:
     """As `report.summarize` returns it."""
     excluded: tuple[str, ...]
     """Misaligned pairs that were not scored."""
+    not_measured: dict[str, str]
+    """Metrics that were not measured, each with the reason."""
 
 
 def evaluate(
@@ -45,18 +49,23 @@ def evaluate(
     use_gpu: bool = False,
     images: int = 6,
     include_misaligned: bool = False,
+    metrics: Sequence[str] = (),
+    weights: str | AnyPath = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Score a checkpoint and the plain rendering on every full frame of a split; write the report to `out`.
 
     folder: the shards. memory_bytes: as `predict_bands`. images: number of frames that the report shows.
+    metrics: those of `measures.LEARNED` to measure; weights: the folder that holds their networks' weights, on this
+        machine or in an object store; empty: torch's own, where they may be missing.
     Joins the Ray cluster after all checks that need none.
-    Raises: InputError as `load_generator`, `load_metrics`, `open_shards` and `check_report_folder`, or if all pairs
-    are misaligned.
+    Raises: InputError as `load_generator`, `load_metrics`, `open_shards`, `find_learned` and `check_report_folder`, or
+    if all pairs are misaligned.
     """
     checkpoint, folder = (storage.to_path(path).absolute() for path in (checkpoint, folder))  # workers have another cwd
     generator, experiment = load_generator(checkpoint)  # fails here rather than in every worker
-    metrics = load_metrics(checkpoint)
+    checkpoint_metrics = load_metrics(checkpoint)
+    learned = find_learned(metrics, storage.to_path(weights) if weights else None)
     shards = open_shards(folder, [split])
     pairs = [pair for pair in shards.pairs if include_misaligned or not pair.misaligned]
     excluded = [pair.name for pair in shards.pairs if pair not in pairs]
@@ -74,7 +83,8 @@ def evaluate(
         {"number": number, "pair": shards.pairs.index(pair), "with_images": number in shown}
         for number, pair in enumerate(pairs)
     ]
-    options = (str(checkpoint), str(folder), split, memory_bytes, use_gpu, uuid.uuid4().hex)
+    shared = ray.put(learned)  # each node gets the weights once
+    options = (str(checkpoint), str(folder), split, memory_bytes, use_gpu, uuid.uuid4().hex, shared)
     results = {}
     progress(0, len(pairs))
     for row, result in parallel_map(_score_row, rows, *options, gpus=int(use_gpu)):
@@ -86,17 +96,18 @@ def evaluate(
     scores = [row["score"] for row in ordered]
     frames = [row["images"] for row in ordered if row["images"] is not None]
     record = {
-        "checkpoint": {"folder": str(checkpoint), **metrics},
+        "checkpoint": {"folder": str(checkpoint), **checkpoint_metrics},
         "split": split,
         "resolution": "full" if generator.scale > 1 else "half (2x2 means): not comparable with full resolution",
         "excluded as misaligned": excluded,
+        "not measured": learned.not_measured,
         "rendering": shards.rendering,
         "program": f"lsid_ray {__version__}, torch {torch.__version__}",
         "date": time.strftime("%Y-%m-%d"),
         "experiment": asdict(experiment),
     }
-    report = write_report(storage.to_path(out), scores, frames, record)
-    return Evaluation(report, summarize(scores), tuple(excluded))
+    report = write_report(storage.to_path(out), scores, frames, record, learned.not_measured)
+    return Evaluation(report, summarize(scores), tuple(excluded), learned.not_measured)
 
 
 def _select(pairs: list[Pair], count: int) -> set[int]:
@@ -112,16 +123,25 @@ def _select(pairs: list[Pair], count: int) -> set[int]:
 
 @lru_cache(maxsize=1)
 def _load(
-    checkpoint: str, folder: str, split: Split, use_gpu: bool, call: str
-) -> tuple[Generator, Shards, torch.device]:
-    """Network and index, loaded once per process and call of `evaluate`, between which either may change."""
+    checkpoint: str, folder: str, split: Split, use_gpu: bool, call: str, shared: ray.ObjectRef
+) -> tuple[Generator, Shards, torch.device, dict[str, Callable[[torch.Tensor, torch.Tensor], float]]]:
+    """Networks and index, loaded once per process and call of `evaluate`, between which each may change."""
     device = prediction_device(use_gpu)
-    return load_generator(checkpoint)[0].to(device), open_shards(folder, [split]), device
+    learned: Learned = ray.get(shared)
+    return load_generator(checkpoint)[0].to(device), open_shards(folder, [split]), device, learned.load(device)
 
 
 def _score_row(
-    row: dict[str, Any], checkpoint: str, folder: str, split: Split, memory_bytes: int, use_gpu: bool, call: str
+    row: dict[str, Any],
+    checkpoint: str,
+    folder: str,
+    split: Split,
+    memory_bytes: int,
+    use_gpu: bool,
+    call: str,
+    shared: ray.ObjectRef,
 ) -> dict[str, Any]:
-    generator, shards, device = _load(checkpoint, folder, split, use_gpu, call)
-    score, images = score_frame(generator, shards, shards.pairs[row["pair"]], device, memory_bytes, row["with_images"])
+    generator, shards, device, learned = _load(checkpoint, folder, split, use_gpu, call, shared)
+    pair = shards.pairs[row["pair"]]
+    score, images = score_frame(generator, shards, pair, device, memory_bytes, row["with_images"], learned)
     return {"number": row["number"], "score": score, "images": images}

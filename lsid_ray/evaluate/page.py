@@ -1,6 +1,7 @@
 """The HTML page of a report and its image files. The page needs nothing but those files."""
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,8 @@ import numpy as np
 from matplotlib import colormaps
 from matplotlib.figure import Figure
 from PIL import Image
+
+from lsid_ray.evaluate.measures import METRICS, PERCEPTUAL
 
 TEMPLATES = Path(__file__).parent / "templates"
 MAX_WIDTH = 1600  # pixels of an image as saved
@@ -85,10 +88,18 @@ def save_texture(path: Path, group: dict, bands: tuple[str, ...]) -> None:
     figure.savefig(path, dpi=110)
 
 
-def render_report(summary: dict, group: dict, frames: list[SavedImages], record: dict, texture: str) -> str:
+def render_report(
+    summary: dict,
+    group: dict,
+    frames: list[SavedImages],
+    record: dict,
+    texture: str,
+    not_measured: Mapping[str, str],
+) -> str:
     """The page of an evaluation.
 
-    summary: of `report.summarize`; group: its headline; record: plain JSON types; texture: path of `save_texture`.
+    summary: of `report.summarize`; group: its headline; record: plain JSON types; texture: path of `save_texture`;
+    not_measured: metric -> reason.
     """
     captioned = [
         {**vars(frame), "captions": {view: frame.captions.get(view, "") for view in VIEWS}} for frame in frames
@@ -101,6 +112,8 @@ def render_report(summary: dict, group: dict, frames: list[SavedImages], record:
         record=_flatten(record),
         views=VIEWS,
         texture=texture,
+        perceptual={name: METRICS[name].title for name in PERCEPTUAL},
+        not_measured=not_measured,
         max_width=MAX_WIDTH,
     )
 

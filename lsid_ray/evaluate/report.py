@@ -5,13 +5,16 @@ import dataclasses
 import json
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 
 import numpy as np
 
 from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate import page
+from lsid_ray.evaluate.measures import METRICS, PERCEPTUAL
 from lsid_ray.evaluate.score import FrameImages, Score
 from lsid_ray.evaluate.texture import BANDS
 from lsid_ray.storage import AnyPath
@@ -20,8 +23,9 @@ BOOTSTRAP_RESAMPLES = 2000
 BOOTSTRAP_SEED = 0
 REPORT, TEXTURE = "report.html", "images/texture.png"
 ENTRIES = {"report.json", "scores.csv", REPORT, "images", storage.WRITE_TEST}
-METRICS = (
+COLUMNS = (
     *("psnr_db", "ssim", "psnr8_db", "ssim8"),
+    *PERCEPTUAL,
     *(f"{name}_{band}" for name in ("texture", "coherence") for band in BANDS),
 )
 
@@ -90,6 +94,19 @@ def table(summary: dict) -> str:
     return "\n".join([lines[0], rule, *lines[1:-1], rule, lines[-1]])
 
 
+def perceptual_lines(summary: dict, not_measured: Mapping[str, str]) -> str:
+    """The headline group's means of each perceptual metric as plain text, or why there are none."""
+    means = headline(summary)["by_image"]
+    width = max(len(METRICS[name].title) for name in PERCEPTUAL)
+    lines = []
+    for name in PERCEPTUAL:
+        plain, network, gain = (means[who][name]["mean"] for who in ("plain", "network", "gain"))
+        values = f"plain {page.number(plain, '.3f')}, network {page.number(network, '.3f')}"
+        values += f" ({page.number(gain, '+.3f')})"
+        lines.append(f"{METRICS[name].title.rjust(width)}: {not_measured.get(name, values)}")
+    return "\n".join(lines)
+
+
 def check_report_folder(folder: AnyPath) -> None:
     """Raises: InputError if a report cannot be written to a folder: it holds anything else, or is not writable."""
     others = sorted({entry.name for entry in folder.iterdir()} - ENTRIES) if folder.is_dir() else []
@@ -100,10 +117,17 @@ def check_report_folder(folder: AnyPath) -> None:
     storage.check_writable(folder, "report folder")
 
 
-def write_report(folder: AnyPath, scores: list[Score], frames: list[FrameImages], record: dict) -> AnyPath:
+def write_report(
+    folder: AnyPath,
+    scores: list[Score],
+    frames: list[FrameImages],
+    record: dict,
+    not_measured: Mapping[str, str] = MappingProxyType({}),
+) -> AnyPath:
     """Write report.json, scores.csv, report.html and images/ to `folder`; returns the path of report.html.
 
     frames: the frames to show. record: what was evaluated and how (checkpoint, split, rendering ...), nested freely.
+    not_measured: metric -> why the scores have no value for it.
     An older report in the folder is replaced atomically. Raises InputError as `check_report_folder`, ValueError for a
     frame without a score or without one of its four views.
     """
@@ -116,14 +140,15 @@ def write_report(folder: AnyPath, scores: list[Score], frames: list[FrameImages]
         _write_csv(partial / "scores.csv", scores)
         saved = [_save_frame(partial, number, frame, scores) for number, frame in enumerate(frames, start=1)]
         page.save_texture(partial / TEXTURE, headline(summary), tuple(BANDS))
-        (partial / REPORT).write_text(page.render_report(summary, headline(summary), saved, _jsonable(record), TEXTURE))
+        html = page.render_report(summary, headline(summary), saved, _jsonable(record), TEXTURE, not_measured)
+        (partial / REPORT).write_text(html)
     return folder / REPORT
 
 
 def _statistics(scores: list[Score]) -> dict:
     """Counts, means and intervals of one group."""
-    columns = [[getattr(s, m) for m in METRICS] for s in scores]
-    plain = [[getattr(s, f"plain_{m}") for m in METRICS] for s in scores]
+    columns = [[getattr(s, m) for m in COLUMNS] for s in scores]
+    plain = [[getattr(s, f"plain_{m}") for m in COLUMNS] for s in scores]
     with np.errstate(invalid="ignore"):  # inf - inf (both perfect) becomes None
         values = np.concatenate([columns, plain, np.subtract(columns, plain)], axis=1)
     scenes, scene_of = np.unique([f"{s.camera}/{s.scene}" for s in scores], return_inverse=True)
@@ -156,7 +181,7 @@ def _intervals(means: np.ndarray, scenes: int) -> dict:
         for mean, low, high in zip(means[0], lows, highs, strict=True)
     ]
     return {
-        who: dict(zip(METRICS, cells[i * len(METRICS) : (i + 1) * len(METRICS)], strict=True))
+        who: dict(zip(COLUMNS, cells[i * len(COLUMNS) : (i + 1) * len(COLUMNS)], strict=True))
         for i, who in enumerate(("network", "plain", "gain"))
     }
 

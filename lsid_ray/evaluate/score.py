@@ -3,8 +3,9 @@
 Validation during training and the final evaluation both score with this code.
 """
 
+import math
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,7 +15,9 @@ from torch import Tensor
 
 from lsid_ray.data.index import Pair, Shards
 from lsid_ray.evaluate import metrics
+from lsid_ray.evaluate.measures import LEARNED
 from lsid_ray.evaluate.texture import texture
+from lsid_ray.evaluate.visibility import flip
 from lsid_ray.inference.frame import enhance_frame
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.render import plain_rendering
@@ -46,6 +49,16 @@ class Score:
     plain_ssim: float
     plain_psnr8_db: float
     plain_ssim8: float
+    flip: float
+    """FLIP error, 0 to 1: see `evaluate.visibility`."""
+    lpips: float
+    """LPIPS with AlexNet, with VGG-16, and DISTS: see `evaluate.perceptual`. NaN if not measured."""
+    lpips_vgg: float
+    dists: float
+    plain_flip: float
+    plain_lpips: float
+    plain_lpips_vgg: float
+    plain_dists: float
     texture_2px: float
     """Power of the output over that of the target at periods of 2 to 4 pixels, and so on: see `evaluate.texture`."""
     texture_4px: float
@@ -106,9 +119,18 @@ def _target(shards: Shards, pair: Pair) -> np.ndarray:
 
 
 def score_frame(
-    generator: Generator, shards: Shards, pair: Pair, device: torch.device, memory_bytes: int, with_images: bool
+    generator: Generator,
+    shards: Shards,
+    pair: Pair,
+    device: torch.device,
+    memory_bytes: int,
+    with_images: bool,
+    learned: Mapping[str, Callable[[Tensor, Tensor], float]] | None = None,
 ) -> tuple[Score, FrameImages | None]:
-    """All scores of one frame, and its views if `with_images`."""
+    """All scores of one frame, and its views if `with_images`.
+
+    learned: metrics that need weights, of image and target, by name; those that are missing are NaN.
+    """
     scale = generator.scale
     planes = shards.planes(pair)
     start = time.perf_counter()
@@ -134,6 +156,8 @@ def score_frame(
         plain_ssim=metrics.ssim(plain, target),
         plain_psnr8_db=metrics.psnr_db(plain8, target8),
         plain_ssim8=metrics.ssim(plain8, target8),
+        **_perceptual(image, target, learned or {}),
+        **{f"plain_{name}": value for name, value in _perceptual(plain, target, learned or {}).items()},
         **texture(image, target),
         **{f"plain_{name}": value for name, value in texture(plain, target).items()},
         seconds=seconds,
@@ -150,3 +174,10 @@ def score_frame(
     if weights is not None:
         views_8bit["attention"] = weights.cpu().numpy()
     return score, FrameImages(name=pair.name, ratio=pair.ratio, images=views_8bit)
+
+
+def _perceptual(
+    image: Tensor, target: Tensor, learned: Mapping[str, Callable[[Tensor, Tensor], float]]
+) -> dict[str, float]:
+    values = {name: learned[name](image, target) if name in learned else math.nan for name in LEARNED}
+    return {"flip": flip(image, target), **values}

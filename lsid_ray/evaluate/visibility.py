@@ -1,9 +1,9 @@
 """FLIP: how visible the differences between two images are, from a calibrated model of vision. Needs no weights.
 
 Source: Andersson et al. 2020, "FLIP: A Difference Evaluator for Alternating Images", by NVIDIA's own package
-`flip-evaluator` (BSD-3), which has no dependencies. Each pixel's error, in [0, 1], combines a color difference after the
-contrast sensitivity of the eye and a difference of edges and points, as someone sees it who flips between the images on
-a 0.7 m wide 4K display at 0.7 m (67 pixels per degree); the score is the mean.
+`flip-evaluator` (BSD-3), which has no dependencies. Each pixel's error, in [0, 1], combines a color difference after
+the contrast sensitivity of the eye and a difference of edges and points, as someone sees it who flips between the
+images on a 0.7 m wide 4K display at 0.7 m (67 pixels per degree); the score is the mean.
 
 On eighteen photographs tiled to SID's size, 2848 x 4256 pixels, one thread:
 
