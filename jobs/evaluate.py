@@ -13,9 +13,9 @@ import tyro
 
 from lsid_ray import storage
 from lsid_ray.commandline import memory_limit, parse, run_job
+from lsid_ray.config.schema import PerceptualMetric
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate.evaluation import evaluate
-from lsid_ray.evaluate.measures import metric_names
 from lsid_ray.evaluate.report import perceptual_lines, table
 from lsid_ray.inference.bands import MEMORY_BYTES
 from lsid_ray.progress import counter
@@ -39,8 +39,8 @@ class Evaluate:
     """Number of frames that the report shows."""
     include_misaligned: bool = False
     """Also score SID's scenes 10034, 10045 and 10172, whose exposures are not aligned."""
-    metrics: str = ""
-    """Also measure lpips (with AlexNet), lpips-vgg, dists, or several of them with commas: see jobs/README.md."""
+    metrics: tuple[PerceptualMetric, ...] = ()
+    """Measured besides PSNR, SSIM, texture and flip: lpips (with AlexNet), lpips_vgg, dists. See jobs/README.md."""
     weights: str = ""
     """Folder with the weights of their networks, or s3://BUCKET/NAME. Empty: torch's own, in TORCH_HOME."""
     use_gpu: bool = False
@@ -65,7 +65,7 @@ def main() -> None:
             use_gpu=options.use_gpu,
             images=options.images,
             include_misaligned=options.include_misaligned,
-            metrics=metric_names(options.metrics),
+            metrics=options.metrics,
             weights=options.weights,
             progress=progress,
         )

@@ -8,11 +8,13 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from conftest import Store
 from torch import nn
 
+from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate import backbones, perceptual
-from lsid_ray.evaluate.measures import LEARNED, METRICS, find_learned, metric_names
+from lsid_ray.evaluate.measures import METRICS, PERCEPTUAL, find_measures
 
 pytestmark = pytest.mark.skipif(not importlib.util.find_spec("torchmetrics"), reason="needs lsid-ray[perceptual]")
 CPU = torch.device("cpu")
@@ -95,7 +97,7 @@ def test_dists_in_bands_equals_torchmetrics_on_the_whole_frame(
 def test_equal_frames_differ_in_nothing_and_a_worse_image_scores_worse(networks) -> None:
     image, target = frames(64, 64)
     worse = (target + 2 * (image - target)).clamp(0, 1)
-    for name in LEARNED:
+    for name in PERCEPTUAL[1:]:
         scores = [METRICS[name].function(frame, target, networks) for frame in (target, image, worse)]
         assert scores[0] == pytest.approx(0, abs=1e-6) and scores[0] < scores[1] < scores[2], name
 
@@ -103,7 +105,7 @@ def test_equal_frames_differ_in_nothing_and_a_worse_image_scores_worse(networks)
 def test_values_are_clamped_and_small_frames_have_no_score(networks) -> None:
     image, target = frames(40, 40)
     outside = torch.where(target < 0.1, -1.0, target)
-    for name in LEARNED:
+    for name in PERCEPTUAL[1:]:
         function = METRICS[name].function
         assert function(image, outside, networks) == function(image, outside.clamp(0, 1), networks)
         assert function(image.numpy(), outside.numpy(), networks) == function(image, outside, networks)
@@ -128,46 +130,54 @@ def test_weights_are_read_from_a_folder_and_from_torch_home(
     image, target = frames(48, 48)
     path = save_weights(tmp_path / "weights", monkeypatch, "alexnet")
     expected = perceptual.lpips(image, target, "alexnet", networks["alexnet"])
-    assert find_learned(["lpips"], path.parent).load(CPU)["lpips"](image, target) == expected
+    assert find_measures(["lpips"], path.parent).load(CPU)["lpips"](image, target) == expected
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "home"))
-    assert "lpips" in find_learned(["lpips"], None).not_measured
+    assert "lpips" in find_measures(["lpips"]).not_measured
     (tmp_path / "home" / "hub" / "checkpoints").mkdir(parents=True)
     path.rename(tmp_path / "home" / "hub" / "checkpoints" / path.name)
-    learned = find_learned(["lpips"], None)
-    assert learned.names == ("lpips",) and set(learned.not_measured) == {"lpips_vgg", "dists"}
-    assert learned.load(CPU)["lpips"](image, target) == expected
+    measures = find_measures(["lpips"])
+    assert measures.names == ("lpips",) and set(measures.not_measured) == {"flip", "lpips_vgg", "dists"}
+    assert measures.load(CPU)["lpips"](image, target) == expected
+
+
+def test_weights_are_read_from_an_object_store(store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    path = save_weights(tmp_path / "weights", monkeypatch, "alexnet")
+    storage.copy_file(path, storage.to_path(f"s3://bucket/weights/{path.name}"))
+    measures = find_measures(["flip", "lpips"], "s3://bucket/weights")
+    assert measures.names == ("flip", "lpips") and set(measures.load(CPU)) == {"flip", "lpips"}
+    torch.testing.assert_close(measures.weights["alexnet"], random_weights("alexnet"))
+    with pytest.raises(InputError, match=r"^weights folder s3://bucket/weights: holds no vgg16-397923af\.pth;"):
+        find_measures(["dists"], "s3://bucket/weights")
 
 
 def test_missing_weights_are_said_with_the_command_that_gets_them(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setenv("TORCH_HOME", str(tmp_path))
-    learned = find_learned(["lpips_vgg", "dists"], None)
-    assert learned.names == () and learned.load(CPU) == {}
+    measures = find_measures(["lpips_vgg", "dists"])
+    assert measures.names == () and measures.load(CPU) == {}
     for name in ("lpips_vgg", "dists"):
-        assert learned.not_measured[name].startswith("not measured: weights not at hand; to get them: python -c ")
-        assert "https://download.pytorch.org/models/vgg16-397923af.pth" in learned.not_measured[name]
-    assert learned.not_measured["lpips"] == "not measured: see --metrics"
+        assert measures.not_measured[name].startswith("not measured: weights not at hand; to get them: python -c ")
+        assert "https://download.pytorch.org/models/vgg16-397923af.pth" in measures.not_measured[name]
+    assert measures.not_measured["lpips"] == "not measured: see --metrics"
 
 
-def test_other_weights_and_unknown_metrics_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert metric_names("dists, lpips-vgg,dists") == ("dists", "lpips_vgg")
-    assert metric_names("") == ()
-    with pytest.raises(InputError, match=r"^--metrics is lpips,mse: mse is no metric of lpips, lpips-vgg, dists$"):
-        metric_names("lpips,mse")
-    with pytest.raises(InputError, match=r"^--weights .*: holds no vgg16-397923af\.pth; to get it: python -c .*$"):
-        find_learned(["dists"], tmp_path)
+def test_other_weights_are_one_line(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"^weights folder .*: holds no vgg16-397923af\.pth; to get it: python -c .*$"):
+        find_measures(["dists"], tmp_path)
     (tmp_path / "alexnet-owt-7be5be79.pth").write_bytes(b"another network")
     found = hashlib.sha256(b"another network").hexdigest()[:8]
     with pytest.raises(
         InputError, match=rf"alexnet-owt-7be5be79\.pth: its SHA-256 begins with {found}, expected 7be5b"
     ):
-        find_learned(["lpips"], tmp_path)
-    with pytest.raises(InputError, match=r"^--weights is .*: expected --metrics that need it$"):
-        find_learned([], tmp_path)
+        find_measures(["lpips"], tmp_path)
+    with pytest.raises(
+        InputError, match=r"^weights folder .*: no chosen metric needs it; expected lpips, lpips_vgg or"
+    ):
+        find_measures(["flip"], tmp_path)
     monkeypatch.setattr(perceptual.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(InputError, match=r"pip install 'lsid-ray\[perceptual\]'"):
-        find_learned(["lpips"], tmp_path)
+        find_measures(["lpips"], tmp_path)
 
 
 def test_the_backbones_are_torchvisions() -> None:

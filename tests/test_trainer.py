@@ -26,6 +26,7 @@ from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.shard import VERSION
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.evaluate.score import validate
+from lsid_ray.evaluate.visibility import flip
 from lsid_ray.model.checkpoint import load_generator
 from lsid_ray.train.events import SHOWN_ONLY, Event
 from lsid_ray.train.run_folder import checkpoint_step
@@ -52,7 +53,7 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
     shards: Path, experiment: MakeExperiment, tmp_path: Path
 ) -> None:
     seen: list[Event] = []
-    e = experiment(training={"epochs": 3})
+    e = experiment(training={"epochs": 3, "metrics": ("flip",)})
     run = train(e, str(shards), on_event=seen.append)
     assert [event["epoch"] for event in seen if event["kind"] == "validation"] == [1, 2, 3]
     logged = [event for event in seen if event["kind"] not in SHOWN_ONLY]
@@ -70,8 +71,9 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
     generator, loaded = load_generator(run.best)
     assert loaded == e
     opened = open_shards(shards, ["validation"])
-    scores = list(validate(generator, opened, opened.pairs, torch.device("cpu")))
-    assert np.mean([score["psnr_db"] for score in scores]) == pytest.approx(run.metrics["psnr_db"], abs=1e-4)
+    scores = list(validate(generator, opened, opened.pairs, torch.device("cpu"), {"flip": flip}))
+    for name in ("psnr_db", "ssim", "flip"):
+        assert np.mean([score[name] for score in scores]) == pytest.approx(run.metrics[name], abs=1e-4)
 
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler, "Ctrl-C still interrupts"
 

@@ -7,6 +7,8 @@ and written next to its results.
 from dataclasses import dataclass, field
 from typing import Literal
 
+PerceptualMetric = Literal["flip", "lpips", "lpips_vgg", "dists"]
+
 
 @dataclass(frozen=True)
 class DataConfig:
@@ -17,6 +19,8 @@ class DataConfig:
     not exist: scikit-image's photographs with calibrated sensor noise."""
     shards: str = ""
     """Folder of the packed shards, created from `root` if it does not exist. Empty: `root` + "-shards"."""
+    weights: str = ""
+    """Folder with the weights that --training.metrics need, or s3://BUCKET/NAME. Empty: torch's own, in TORCH_HOME."""
 
 
 @dataclass(frozen=True)
@@ -122,6 +126,9 @@ class TrainingConfig:
     """Autocast on CUDA. CPUs always train in float32."""
     validate_every: int = 10
     """Epochs between validations on full frames; each leaves a checkpoint, of which the best is kept."""
+    metrics: tuple[PerceptualMetric, ...] = ()
+    """Measured at validations besides PSNR and SSIM: flip, lpips (with AlexNet), lpips_vgg, dists. They cost more than
+    those two: see jobs/README.md. Not part of the experiment's identity."""
     checkpoint_every: str = "5min"
     """Time or steps (5min, 1000steps) between checkpoints to resume from, of which the latest is kept. They are
     written in the background. Not part of the experiment's identity."""

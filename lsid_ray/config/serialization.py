@@ -54,7 +54,7 @@ def identity(experiment: Experiment) -> dict[str, Any]:
     fields = json.loads(to_json(experiment))
     for name in ("name", "storage", "cluster", "data"):
         del fields[name]
-    for name in ("checkpoint_every", "accumulate", "max_rollbacks"):
+    for name in ("checkpoint_every", "accumulate", "max_rollbacks", "metrics"):
         del fields["training"][name]
     return fields
 

@@ -37,7 +37,7 @@ def find_weights(backbones: Iterable[str], folder: AnyPath | None) -> tuple[Weig
         if path.is_file():
             weights[backbone] = _read(path, backbone)
         elif folder is not None:
-            raise InputError(f"--weights {folder}: holds no {FILES[backbone]}; to get it: {command(backbone)}")
+            raise InputError(f"weights folder {folder}: holds no {FILES[backbone]}; to get it: {command(backbone)}")
         else:
             missing[backbone] = command(backbone)
     return weights, missing

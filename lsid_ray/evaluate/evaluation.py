@@ -15,9 +15,9 @@ from lsid_ray.capacity import check_task
 from lsid_ray.data.index import Pair, Shards, Split, open_shards
 from lsid_ray.data.parallel import parallel_map
 from lsid_ray.errors import InputError, PartialFailure
-from lsid_ray.evaluate.measures import Learned, find_learned
+from lsid_ray.evaluate.measures import Measures, find_measures
 from lsid_ray.evaluate.report import check_report_folder, summarize, write_report
-from lsid_ray.evaluate.score import score_frame
+from lsid_ray.evaluate.score import Measure, score_frame
 from lsid_ray.inference.bands import MEMORY_BYTES
 from lsid_ray.inference.files import prediction_device
 from lsid_ray.model.checkpoint import load_generator, load_metrics
@@ -56,16 +56,16 @@ def evaluate(
     """Score a checkpoint and the plain rendering on every full frame of a split; write the report to `out`.
 
     folder: the shards. memory_bytes: as `predict_bands`. images: number of frames that the report shows.
-    metrics: those of `measures.LEARNED` to measure; weights: the folder that holds their networks' weights, on this
-        machine or in an object store; empty: torch's own, where they may be missing.
+    metrics: those of `measures.PERCEPTUAL` to measure besides FLIP. weights: the folder with the weights of their
+        networks, on this machine or in an object store; empty: torch's own, where they may be missing.
     Joins the Ray cluster after all checks that need none.
-    Raises: InputError as `load_generator`, `load_metrics`, `open_shards`, `find_learned` and `check_report_folder`, or
+    Raises: InputError as `load_generator`, `load_metrics`, `open_shards`, `find_measures` and `check_report_folder`, or
     if all pairs are misaligned.
     """
     checkpoint, folder = (storage.to_path(path).absolute() for path in (checkpoint, folder))  # workers have another cwd
     generator, experiment = load_generator(checkpoint)  # fails here rather than in every worker
     checkpoint_metrics = load_metrics(checkpoint)
-    learned = find_learned(metrics, storage.to_path(weights) if weights else None)
+    measures = find_measures(("flip", *metrics), weights)
     shards = open_shards(folder, [split])
     pairs = [pair for pair in shards.pairs if include_misaligned or not pair.misaligned]
     excluded = [pair.name for pair in shards.pairs if pair not in pairs]
@@ -83,7 +83,7 @@ def evaluate(
         {"number": number, "pair": shards.pairs.index(pair), "with_images": number in shown}
         for number, pair in enumerate(pairs)
     ]
-    shared = ray.put(learned)  # each node gets the weights once
+    shared = ray.put(measures)  # each node gets the weights once
     options = (str(checkpoint), str(folder), split, memory_bytes, use_gpu, uuid.uuid4().hex, shared)
     results = {}
     progress(0, len(pairs))
@@ -100,14 +100,14 @@ def evaluate(
         "split": split,
         "resolution": "full" if generator.scale > 1 else "half (2x2 means): not comparable with full resolution",
         "excluded as misaligned": excluded,
-        "not measured": learned.not_measured,
+        "not measured": measures.not_measured,
         "rendering": shards.rendering,
         "program": f"lsid_ray {__version__}, torch {torch.__version__}",
         "date": time.strftime("%Y-%m-%d"),
         "experiment": asdict(experiment),
     }
-    report = write_report(storage.to_path(out), scores, frames, record, learned.not_measured)
-    return Evaluation(report, summarize(scores), tuple(excluded), learned.not_measured)
+    report = write_report(storage.to_path(out), scores, frames, record, measures.not_measured)
+    return Evaluation(report, summarize(scores), tuple(excluded), measures.not_measured)
 
 
 def _select(pairs: list[Pair], count: int) -> set[int]:
@@ -124,11 +124,11 @@ def _select(pairs: list[Pair], count: int) -> set[int]:
 @lru_cache(maxsize=1)
 def _load(
     checkpoint: str, folder: str, split: Split, use_gpu: bool, call: str, shared: ray.ObjectRef
-) -> tuple[Generator, Shards, torch.device, dict[str, Callable[[torch.Tensor, torch.Tensor], float]]]:
+) -> tuple[Generator, Shards, torch.device, dict[str, Measure]]:
     """Networks and index, loaded once per process and call of `evaluate`, between which each may change."""
     device = prediction_device(use_gpu)
-    learned: Learned = ray.get(shared)
-    return load_generator(checkpoint)[0].to(device), open_shards(folder, [split]), device, learned.load(device)
+    measures: Measures = ray.get(shared)
+    return load_generator(checkpoint)[0].to(device), open_shards(folder, [split]), device, measures.load(device)
 
 
 def _score_row(
@@ -141,7 +141,7 @@ def _score_row(
     call: str,
     shared: ray.ObjectRef,
 ) -> dict[str, Any]:
-    generator, shards, device, learned = _load(checkpoint, folder, split, use_gpu, call, shared)
+    generator, shards, device, measures = _load(checkpoint, folder, split, use_gpu, call, shared)
     pair = shards.pairs[row["pair"]]
-    score, images = score_frame(generator, shards, pair, device, memory_bytes, row["with_images"], learned)
+    score, images = score_frame(generator, shards, pair, device, memory_bytes, row["with_images"], measures)
     return {"number": row["number"], "score": score, "images": images}

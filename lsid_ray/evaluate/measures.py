@@ -2,11 +2,14 @@
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import get_args
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lsid_ray import storage
+from lsid_ray.config.schema import PerceptualMetric
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate.backbones import Weights, build, find_weights
 from lsid_ray.evaluate.metrics import psnr_db, ssim
@@ -44,20 +47,18 @@ METRICS = {
     ),
     "dists": Metric("DISTS", lambda image, target, n: dists(image, target, n["vgg16"]), False, "", "vgg16"),
 }
-LEARNED = tuple(name for name, metric in METRICS.items() if metric.backbone)
-"""Metrics that need weights, and so are measured only where asked for."""
-PERCEPTUAL = ("flip", *LEARNED)
+PERCEPTUAL = get_args(PerceptualMetric)
 
 
 @dataclass(frozen=True)
-class Learned:
-    """Metrics that need weights, with these."""
+class Measures:
+    """Chosen metrics, with the weights that they need."""
 
     weights: Weights = field(default_factory=dict)
     names: tuple[str, ...] = ()
     """Those that can be measured."""
     not_measured: dict[str, str] = field(default_factory=dict)
-    """Each of the others, with the reason and what to do."""
+    """Each perceptual metric that cannot be, or was not chosen: why, and what to do."""
 
     def load(self, device: torch.device) -> dict[str, Callable[[Frame, Frame], float]]:
         """Name -> function of image and target, both on the device."""
@@ -65,30 +66,21 @@ class Learned:
         return {name: lambda *frames, metric=METRICS[name]: metric.function(*frames, networks) for name in self.names}
 
 
-def metric_names(text: str) -> tuple[str, ...]:
-    """ "lpips,dists" as names of LEARNED. Raises: InputError for any other."""
-    names = tuple(dict.fromkeys(name.strip().replace("-", "_") for name in text.split(",") if name.strip()))
-    for name in names:
-        if name not in LEARNED:
-            known = ", ".join(LEARNED).replace("_", "-")
-            raise InputError(f"--metrics is {text}: {name.replace('_', '-')} is no metric of {known}")
-    return names
-
-
-def find_learned(names: Iterable[str], folder: AnyPath | None) -> Learned:
+def find_measures(names: Iterable[str], folder: str | AnyPath = "") -> Measures:
     """The chosen metrics with the weights that are at hand.
 
-    folder: of the weights, or None; see `find_weights`. Raises: InputError as that, without torchmetrics, and for a
-    folder that no metric needs.
+    folder: of the weights; empty: torch's own, see `find_weights`. Raises: InputError as that, without torchmetrics,
+    and for a folder that no metric needs.
     """
-    names = tuple(names)
-    if names:
+    names = tuple(dict.fromkeys(names))
+    backbones = {METRICS[name].backbone for name in names} - {""}
+    if backbones:
         fitted_weights()
-    elif folder is not None:
-        raise InputError(f"--weights is {folder}: expected --metrics that need it")
-    weights, missing = find_weights((METRICS[name].backbone for name in names), folder)
-    not_measured = {name: "not measured: see --metrics" for name in LEARNED if name not in names}
+    elif folder:
+        raise InputError(f"weights folder {folder}: no chosen metric needs it; expected lpips, lpips_vgg or dists")
+    weights, missing = find_weights(backbones, storage.to_path(folder) if folder else None)
+    not_measured = {name: "not measured: see --metrics" for name in PERCEPTUAL if name not in names}
     for name in names:
         if (backbone := METRICS[name].backbone) in missing:
             not_measured[name] = f"{NOT_MEASURED}; to get them: {missing[backbone]}"
-    return Learned(weights, tuple(name for name in names if name not in not_measured), not_measured)
+    return Measures(weights, tuple(name for name in names if name not in not_measured), not_measured)

@@ -7,6 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -15,12 +16,15 @@ from torch import Tensor
 
 from lsid_ray.data.index import Pair, Shards
 from lsid_ray.evaluate import metrics
-from lsid_ray.evaluate.measures import LEARNED
+from lsid_ray.evaluate.measures import PERCEPTUAL
 from lsid_ray.evaluate.texture import texture
-from lsid_ray.evaluate.visibility import flip
 from lsid_ray.inference.frame import enhance_frame
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.render import plain_rendering
+
+Measure = Callable[[Tensor, Tensor], float]
+"""Of image and target."""
+NO_MEASURES: Mapping[str, Measure] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -52,7 +56,7 @@ class Score:
     flip: float
     """FLIP error, 0 to 1: see `evaluate.visibility`."""
     lpips: float
-    """LPIPS with AlexNet, with VGG-16, and DISTS: see `evaluate.perceptual`. NaN if not measured."""
+    """LPIPS with AlexNet and with VGG-16, and DISTS: see `evaluate.perceptual`. NaN if not measured."""
     lpips_vgg: float
     dists: float
     plain_flip: float
@@ -103,15 +107,23 @@ def at_output_scale(image_HW3: np.ndarray, pair: Pair, scale: int, device: torch
 
 
 def validate(
-    generator: Generator, shards: Shards, pairs: Iterable[Pair], device: torch.device
+    generator: Generator,
+    shards: Shards,
+    pairs: Iterable[Pair],
+    device: torch.device,
+    measures: Mapping[str, Measure] = NO_MEASURES,
 ) -> Iterator[dict[str, float]]:
-    """PSNR and SSIM of the full frame of each pair. A long exposure is read once if its pairs follow one another."""
+    """PSNR, SSIM and `measures` of the full frame of each pair.
+
+    A long exposure is read once if its pairs follow one another.
+    """
     shard, target = None, None
     for pair in pairs:
         if pair.long.shard != shard:
             shard, target = pair.long.shard, at_output_scale(_target(shards, pair), pair, generator.scale, device)
         image, _ = enhance_frame(generator, shards.planes(pair), pair.short, pair.ratio, device)
-        yield {"psnr_db": metrics.psnr_db(image, target), "ssim": metrics.ssim(image, target)}
+        scores = {"psnr_db": metrics.psnr_db(image, target), "ssim": metrics.ssim(image, target)}
+        yield scores | {name: measure(image, target) for name, measure in measures.items()}
 
 
 def _target(shards: Shards, pair: Pair) -> np.ndarray:
@@ -125,11 +137,11 @@ def score_frame(
     device: torch.device,
     memory_bytes: int,
     with_images: bool,
-    learned: Mapping[str, Callable[[Tensor, Tensor], float]] | None = None,
+    measures: Mapping[str, Measure] = NO_MEASURES,
 ) -> tuple[Score, FrameImages | None]:
     """All scores of one frame, and its views if `with_images`.
 
-    learned: metrics that need weights, of image and target, by name; those that are missing are NaN.
+    measures: perceptual metrics by name (see `Measures.load`); those that are missing are NaN.
     """
     scale = generator.scale
     planes = shards.planes(pair)
@@ -156,8 +168,8 @@ def score_frame(
         plain_ssim=metrics.ssim(plain, target),
         plain_psnr8_db=metrics.psnr_db(plain8, target8),
         plain_ssim8=metrics.ssim(plain8, target8),
-        **_perceptual(image, target, learned or {}),
-        **{f"plain_{name}": value for name, value in _perceptual(plain, target, learned or {}).items()},
+        **_perceptual(image, target, measures),
+        **{f"plain_{name}": value for name, value in _perceptual(plain, target, measures).items()},
         **texture(image, target),
         **{f"plain_{name}": value for name, value in texture(plain, target).items()},
         seconds=seconds,
@@ -176,8 +188,5 @@ def score_frame(
     return score, FrameImages(name=pair.name, ratio=pair.ratio, images=views_8bit)
 
 
-def _perceptual(
-    image: Tensor, target: Tensor, learned: Mapping[str, Callable[[Tensor, Tensor], float]]
-) -> dict[str, float]:
-    values = {name: learned[name](image, target) if name in learned else math.nan for name in LEARNED}
-    return {"flip": flip(image, target), **values}
+def _perceptual(image: Tensor, target: Tensor, measures: Mapping[str, Measure]) -> dict[str, float]:
+    return {name: measures[name](image, target) if name in measures else math.nan for name in PERCEPTUAL}

@@ -35,8 +35,9 @@ def training_loop(options: dict[str, Any]) -> None:
     """Train from a checkpoint, or from the initial weights, to `stop_step`.
 
     options: "experiment" (JSON), "shards" (folder), "folder" (of the run), "checkpoint" (folder, or None), "events"
-    (handle of the `train.events.EventBuffer` to which rank 0 writes), "rollbacks" (of the run so far), and "stop_step"
-    (where this call ends, while all schedules follow the whole experiment).
+    (handle of the `train.events.EventBuffer` to which rank 0 writes), "rollbacks" (of the run so far), "measures"
+    (reference to the `evaluate.measures.Measures` of validations), and "stop_step" (where this call ends, while all
+    schedules follow the whole experiment).
     """
     # --- Initialize
     experiment = from_json(options["experiment"], "the experiment")
@@ -52,6 +53,7 @@ def training_loop(options: dict[str, Any]) -> None:
     # --- Load dataset: the schedule of this run, and full frames to validate on
     schedule = Schedule(open_shards(options["shards"], ["train"]).pairs, training)
     validation = open_shards(options["shards"], ["validation"], experiment.cluster.cache_gb)
+    measures = ray.get(options["measures"]).load(device)
     stream = ray.train.get_dataset_shard("train")
 
     # --- Construct networks and optimizers
@@ -143,13 +145,13 @@ def training_loop(options: dict[str, Any]) -> None:
         validation_start = time.perf_counter()
         scores = []
         first, last = (len(validation.pairs) * each // world_size for each in (rank, rank + 1))
-        for score in validate(gan_step.scored, validation, validation.pairs[first:last], device):
+        for score in validate(gan_step.scored, validation, validation.pairs[first:last], device, measures):
             scores.append(score)
             heartbeat.go_on()
         heartbeat.begin(SAVING, gan_step.step)
         rows = _gather(scores, world_size)
         metrics = {"step": gan_step.step, "epoch": epoch, "frames": len(rows)}
-        metrics |= {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim")}
+        metrics |= {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim", *measures)}
         if rank == 0:
             events.put.remote({"kind": "validation", **metrics, "seconds": time.perf_counter() - validation_start})
 

@@ -21,6 +21,7 @@ from lsid_ray.data.index import Shards, open_shards
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.split import StreamSplit
 from lsid_ray.errors import InputError, PartialFailure
+from lsid_ray.evaluate.measures import find_measures
 from lsid_ray.object_store import StoreError
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.elastic import MissingWorkers, workers_to_start
@@ -89,6 +90,7 @@ def train(
         raise InputError(
             f"--generator.cfa is {experiment.generator.cfa}: the frames in {shards_folder} are {schedule.layout.kind}"
         )
+    measures = find_measures(experiment.training.metrics, experiment.data.weights)
     check_capacity(cluster)
 
     # --- Claim the run's folder
@@ -98,10 +100,14 @@ def train(
         experiment = with_absolute_init(experiment)
         if experiment.init and not checkpoint_step(folder):
             on_event({"kind": "warning", "message": read_initial_weights(experiment).description})
+        for name in experiment.training.metrics:
+            if reason := measures.not_measured.get(name):
+                on_event({"kind": "warning", "message": f"{name} is {reason}"})
         (folder / STOP).unlink(missing_ok=True)
         with open_log(folder, on_event) as log:
             epochs = min(until_epoch or experiment.training.epochs, experiment.training.epochs)
-            _train(experiment, shards, schedule, folder, log, schedule.steps_per_epoch * epochs, is_taken)
+            stop_step, shared = schedule.steps_per_epoch * epochs, ray.put(measures)
+            _train(experiment, shards, schedule, folder, log, stop_step, shared, is_taken)
         return Run(folder, *copy_best(folder))
 
 
@@ -112,6 +118,7 @@ def _train(
     folder: AnyPath,
     log: RunLog,
     stop_step: int,
+    measures: ray.ObjectRef,
     is_taken: Callable[[], bool],
 ) -> None:
     """Train from the latest checkpoint to `stop_step`, restarting after failures that may pass."""
@@ -132,7 +139,7 @@ def _train(
             missing_workers=missing_workers,
         )
         checkpoint = next(reversed(saved_checkpoints(folder)), None)
-        trainer = _trainer(experiment, shards, schedule, folder, checkpoint, buffer, stop_step, workers)
+        trainer = _trainer(experiment, shards, schedule, folder, checkpoint, buffer, stop_step, measures, workers)
         try:
             with monitor.watching():
                 _fit(trainer, monitor, log, folder, is_taken)
@@ -250,6 +257,7 @@ def _trainer(
     checkpoint: SavedCheckpoint | None,
     buffer: Any,
     stop_step: int,
+    measures: ray.ObjectRef,
     workers: int,
 ) -> TorchTrainer:
     """Ray's trainer for one attempt: from a checkpoint until the end or the first failure of a worker."""
@@ -265,6 +273,7 @@ def _trainer(
             "events": buffer,
             "checkpoint": checkpoint and str(checkpoint.folder),
             "rollbacks": read_rollbacks(folder),
+            "measures": measures,
             "stop_step": stop_step,
         },
         torch_config=GlooTorchConfig(),
