@@ -3,6 +3,7 @@
     python jobs/tune.py demo
     python jobs/tune.py sid-sony --data.root SID/Sony --trial-epochs 100 --trials 32 --train-best
     python jobs/tune.py demo --search.loss.adv-weight uniform:0:0.05 --search.training.crop choice:32,48
+    python jobs/tune.py demo --objectives psnr flip --searcher optuna
 
 Each trial is a training run with its own workers; as many run concurrently as the cluster holds. --search.FIELD takes
 loguniform:LOW:HIGH, uniform:LOW:HIGH or choice:A,B,... for any field of the preset; the adversarial weight and both
@@ -19,6 +20,7 @@ from lsid_ray.config.serialization import to_json
 from lsid_ray.errors import PartialFailure
 from lsid_ray.progress import counter, live_table, training_progress
 from lsid_ray.sweep.comparison import compare_best, summary_line
+from lsid_ray.sweep.objectives import with_metrics
 from lsid_ray.sweep.report import trial_table, write_sweep_report
 from lsid_ray.sweep.space import read_space
 from lsid_ray.sweep.trials import SweepDefinition, claim_sweep
@@ -34,6 +36,7 @@ def main() -> None:
     experiment, sweep = with_absolute_init(command.experiment), command.sweep
     check_experiment(experiment)
     check_sweep(sweep, experiment)
+    experiment = with_metrics(experiment, sweep)
     space = read_space(search, experiment)
     print(to_json(experiment))
     print(json.dumps({"search": {dimension.field: dimension.text for dimension in space}}, indent=2), flush=True)

@@ -21,10 +21,11 @@ from lsid_ray.config.schema import ClusterConfig, Experiment, LossConfig, SweepC
 from lsid_ray.config.serialization import from_json
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.sweep.comparison import compare_best, summary_line
+from lsid_ray.sweep.objectives import with_metrics
 from lsid_ray.sweep.report import trial_table, write_sweep_report
 from lsid_ray.sweep.searcher import FolderSearcher
 from lsid_ray.sweep.space import read_space
-from lsid_ray.sweep.stopping import Asha, grace_epochs
+from lsid_ray.sweep.stopping import JUDGED, Asha, grace_epochs
 from lsid_ray.sweep.trials import SweepDefinition, Trial, begin_trial, claim_sweep, end_trial, read_trials
 from lsid_ray.sweep.tuner import run_trials
 from lsid_ray.train.run_folder import checkpoint_step
@@ -39,6 +40,7 @@ def make_definition(shards: Path, experiment: MakeExperiment, tmp_path: Path) ->
 
     def make(search: dict[str, str] | None = None, training: dict | None = None, **sweep: object) -> SweepDefinition:
         e = experiment("sweep", training={"epochs": 2, **(training or {})}, cluster={"num_workers": 1})
+        e = with_metrics(e, SweepConfig(**sweep))
         space = read_space({"optimizer.generator-lr": "loguniform:1e-4:1e-2", **(search or {})}, e)
         definition = SweepDefinition(Path(e.storage, e.name).resolve(), e, space, SweepConfig(**sweep), str(shards))
         claim_sweep(definition)
@@ -54,7 +56,7 @@ def start_steps(trial: Trial) -> list[int]:
 
 
 def test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation(make_definition: MakeDefinition) -> None:
-    definition = make_definition(trials=3, zero_every=2, finalists=2)
+    definition = make_definition(trials=3, zero_every=2, finalists=2, objectives=("psnr", "flip"), tolerance_db=9.0)
     snapshots: list[list[Trial]] = []
     run_trials(definition, snapshots.append)
     trials = read_trials(definition)
@@ -65,24 +67,30 @@ def test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation(make_definit
     for trial in trials:
         assert trial.best_validation and 0 < trial.overhead_s < 120 and trial.busy_s > 0
         trial_experiment = from_json((trial.folder / "experiment.json").read_text(), "")
+        assert all(0 < validation["flip"] < 1 for validation in trial.validations)
         expected = replace(definition.experiment.training, max_rollbacks=0)  # a trial that diverges has failed
         assert trial_experiment.training == expected, "trials differ only in searched fields"
     running = [sum(trial.state == "running" for trial in snapshot) for snapshot in snapshots]
     assert max(running) <= 2, "no more trials at once than the cluster's four CPUs hold"
     table = trial_table(definition, trials)
-    assert table[0].startswith("3 trials: ") and len(table) == 5 and "adv-weight" in table[1]
+    assert table[0].startswith("3 trials: ") and len(table) == 5 and "adv-weight" in table[1] and "FLIP" in table[1]
 
     steps_before = [start_steps(trial) for trial in trials]
     result = compare_best(definition)
-    best = max(trials, key=lambda trial: trial.best_validation["psnr_db"])
+    best = min(trials, key=lambda trial: trial.validations[-1]["flip"])  # all PSNRs are within 9 dB
     assert len(result.finalists) == 2 and next(iter(result.finalists)) == best.name
     assert (result.best.adv_weight == 0) != (result.ablation.adv_weight == 0)
     assert result.best.parameters["optimizer.generator_lr"] == result.ablation.parameters["optimizer.generator_lr"]
-    assert summary_line(result).startswith("Best trial: ")
+    assert summary_line(result).startswith("Best trial (the lowest FLIP within 9 dB of the best PSNR): ")
+    assert re.search(r"changes PSNR by \S+ dB, SSIM by \S+ and FLIP by \S+\.$", summary_line(result))
     report = write_sweep_report(definition, result)
     images = re.findall(r'src="(\S+\.png)"', report.read_text())
     assert {Path(image).parent.as_posix() for image in images} == {"plots", "best/images", "ablation/images"}
-    assert len(images) == 3 + 4 and all((report.parent / image).exists() for image in images)
+    assert (
+        len(images) == 4 + 4
+        and "plots/front.png" in images
+        and all((report.parent / image).exists() for image in images)
+    )
     summary = json.loads((definition.folder / "sweep.json").read_text())
     assert len(summary["trials"]) == 3 and summary["best"] == best.name
     assert len((definition.folder / "trials.csv").read_text().splitlines()) == 4
@@ -114,13 +122,11 @@ def test_asha_stops_weak_trials_and_takes_trials_before_a_restart_into_account(m
         return trial
 
     weak, adversarial = add_trial(3, 0.0), add_trial(4, 0.01)
-    assert asha.on_trial_result(None, weak, {"epoch": 1, "psnr_db": 19.0}) == "STOP"
+    assert asha.on_trial_result(None, weak, {"epoch": 1, JUDGED: 19.0}) == "STOP"
     stopped = read_trials(definition)[3]
     assert stopped.state == "stopped" and "epoch 1" in stopped.reason
-    assert asha.on_trial_result(None, weak, {"epoch": 9, "psnr_db": 10.0}) == "CONTINUE", (
-        "the last epoch ends by itself"
-    )
-    assert asha.on_trial_result(None, adversarial, {"epoch": 1, "psnr_db": 19.0}) == "CONTINUE", (
+    assert asha.on_trial_result(None, weak, {"epoch": 9, JUDGED: 10.0}) == "CONTINUE", "the last epoch ends by itself"
+    assert asha.on_trial_result(None, adversarial, {"epoch": 1, JUDGED: 19.0}) == "CONTINUE", (
         "adversarial trials are not compared with those of weight 0"
     )
     assert grace_epochs(definition) == 1
@@ -145,7 +151,7 @@ def test_a_failed_trial_is_recorded_and_too_many_end_the_sweep(make_definition: 
 
 
 def test_optuna_learns_from_trials_before_a_restart(make_definition: MakeDefinition) -> None:
-    definition = make_definition(searcher="optuna", objectives="psnr-ssim")
+    definition = make_definition(searcher="optuna", objectives=("psnr", "ssim"))
     parameters = {"loss.adv_weight": 0.01, "optimizer.generator_lr": 1e-3, "optimizer.discriminator_lr": 1e-4}
     for number in range(3):
         folder = begin_trial(definition, number, parameters)

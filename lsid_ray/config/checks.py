@@ -31,6 +31,7 @@ SWEEP_RANGES = (
     ("seed", 0, 2**32 - 1),
     ("keep", 0.1, 0.9),
     ("max_failed", 0, 1),
+    ("tolerance_db", 0, 100),
     ("finalists", 1, 1000),
 )
 RESERVED_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")  # Ray's own
@@ -108,8 +109,9 @@ def check_generator(generator: GeneratorConfig) -> None:
 def check_sweep(sweep: SweepConfig, experiment: Experiment) -> None:
     """Raises: InputError naming the option, its value and what was expected."""
     _check_ranges(sweep, SWEEP_RANGES)
-    if sweep.objectives == "psnr-ssim" and sweep.searcher != "optuna":
-        raise InputError(f"--objectives is {sweep.objectives}: expected psnr with --searcher {sweep.searcher}")
+    names = sweep.objectives
+    if len(set(names)) != len(names) or not 1 <= len(names) <= 3 or (len(names) > 1 and names[0] != "psnr"):
+        raise InputError(f"--objectives is {' '.join(names) or 'empty'}: expected one, or psnr and one or two others")
     check_early_end("--trial-epochs", sweep.trial_epochs, experiment.training)
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 PerceptualMetric = Literal["flip", "lpips", "lpips_vgg", "dists"]
+Objective = Literal["psnr", "ssim", "flip", "lpips", "lpips_vgg", "dists"]
 
 
 @dataclass(frozen=True)
@@ -205,11 +206,15 @@ class SweepConfig:
     """Training samples over all trials after which they end in the same way. 0: no limit."""
     searcher: Literal["random", "optuna"] = "random"
     """Independent random draws, or Optuna's tree-structured Parzen estimator, which learns from finished trials."""
-    objectives: Literal["psnr", "psnr-ssim"] = "psnr"
-    """What Optuna maximizes: PSNR, or the Pareto front of PSNR and SSIM."""
+    objectives: tuple[Objective, ...] = ("psnr",)
+    """What trials are judged by, on the validation frames: one metric, or psnr and one or two others. Optuna draws for
+    their front. lpips, lpips_vgg and dists need weights: see --data.weights."""
+    tolerance_db: float = 0.2
+    """With psnr and another objective: the best trial is the best by that among those whose PSNR is so close to the
+    best."""
     scheduler: Literal["asha", "none"] = "asha"
-    """Stop trials whose validation PSNR is not among the best at an epoch (ASHA, arXiv 1810.05934), or run all of
-    them to the end. No population based training: Ray Tune 2.60 cannot pass weights between Ray Train runs."""
+    """Stop trials that are not among the best at an epoch (ASHA, arXiv 1810.05934), or run all of them to the end. No
+    population based training: Ray Tune 2.60 cannot pass weights between Ray Train runs."""
     grace_epochs: int = 0
     """Epoch of ASHA's first decision. 0: the first validation with the full adversarial weight."""
     keep: float = 1 / 3

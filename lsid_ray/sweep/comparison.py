@@ -13,8 +13,10 @@ from lsid_ray import cluster, storage
 from lsid_ray.config.serialization import to_json
 from lsid_ray.errors import PartialFailure
 from lsid_ray.evaluate.evaluation import evaluate
+from lsid_ray.evaluate.measures import METRICS, PERCEPTUAL
 from lsid_ray.evaluate.report import headline
 from lsid_ray.storage import AnyPath
+from lsid_ray.sweep.objectives import checkpoint, fields, measured_fields, outcome, ranked, rule
 from lsid_ray.sweep.space import ADV_WEIGHT, Parameters, with_parameters
 from lsid_ray.sweep.trials import SweepDefinition, Trial, elapsed_s, read_trials, write_json
 from lsid_ray.train.events import Event
@@ -54,6 +56,10 @@ class SweepResult:
     best: TestedTrial
     ablation: TestedTrial | None
     """The best trial with an adversarial weight of 0, or if it has that, with the best adversarial trial's weight."""
+    psnr_best: TestedTrial | None
+    """The finalist with the highest PSNR, if the rule chose another, and that is no ablation of it."""
+    rule: str
+    """How the best trial was chosen."""
     statistics: dict[str, Any]
     """Time, epochs run and saved, overhead and idle time."""
 
@@ -71,28 +77,35 @@ def compare_best(
     """
     sweep, e = definition.sweep, definition.experiment
     trials = read_trials(definition)
-    with_checkpoint = [trial for trial in trials if trial.best_validation and (trial.folder / "best").is_dir()]
+    usable = [trial for trial in trials if outcome(trial, sweep) and checkpoint(trial.folder, sweep)]
+    with_checkpoint = {trial.name: trial for trial in usable}
     if not with_checkpoint:
         raise PartialFailure(
             f"{definition.folder}: none of {len(trials)} trials reached a validation; "
             "see trials/*/trial.json, or raise --trials, --hours or --samples"
         )
-    ranked = sorted(with_checkpoint, key=lambda trial: -trial.best_validation["psnr_db"])
+    order = ranked({name: outcome(trial, sweep) for name, trial in with_checkpoint.items()}, sweep)
+    perceptual = tuple(name for name in fields(sweep) if name in PERCEPTUAL)
 
     def score(run: AnyPath, split: str, report: AnyPath, images: int) -> tuple[dict[str, Any], AnyPath]:
         with scoring_progress(f"scoring {run.name} on the {split} split") as progress:
             evaluation = evaluate(
-                run / "best", definition.shards, split, report,
-                use_gpu=e.cluster.use_gpu, images=images, progress=progress,
+                checkpoint(run, sweep), definition.shards, split, report,
+                use_gpu=e.cluster.use_gpu, images=images, metrics=perceptual, weights=e.data.weights, progress=progress,
             )  # fmt: skip
         return evaluation.summary, evaluation.report
 
     summaries = {
-        trial.name: score(trial.folder, "validation", definition.folder / "finalists" / trial.name, 0)[0]
-        for trial in ranked[: sweep.finalists]
+        name: score(with_checkpoint[name].folder, "validation", definition.folder / "finalists" / name, 0)[0]
+        for name in order[: sweep.finalists]
     }
-    finalists = dict(sorted(summaries.items(), key=lambda item: -_network_means(item[1])["psnr_db"]["mean"]))
-    best = next(trial for trial in trials if trial.name == next(iter(finalists)))
+    means = {
+        name: {field: _network_means(summary)[field]["mean"] for field in measured_fields(sweep)}
+        for name, summary in summaries.items()
+    }
+    finalists = {name: summaries[name] for name in ranked(means, sweep)}
+    best = with_checkpoint[next(iter(finalists))]
+    psnr_best = with_checkpoint[max(means, key=lambda name: means[name]["psnr_db"])]
     epochs = e.training.epochs if sweep.train_best else definition.trial_epochs
 
     def train_and_test(name: str, parameters: Parameters, folder: str) -> TestedTrial:
@@ -101,13 +114,16 @@ def compare_best(
         summary, report = score(run.folder, "test", definition.folder / folder, 6)
         return TestedTrial({ADV_WEIGHT: e.loss.adv_weight, **parameters}, summary, report)
 
-    ablation = _ablation(best, ranked)
+    ablation = _ablation(best, [with_checkpoint[name] for name in order])
+    is_other = psnr_best != best and psnr_best.parameters != ablation
     result = SweepResult(
         trials=tuple(trials),
         finalists=finalists,
         epochs=epochs,
         best=train_and_test(best.name, best.parameters, "best"),
         ablation=ablation and train_and_test(f"{best.name}-ablation", ablation, "ablation"),
+        psnr_best=train_and_test(psnr_best.name, psnr_best.parameters, "psnr-best") if is_other else None,
+        rule=rule(sweep),
         statistics=_statistics(definition, trials),
     )
     _write(definition, best, result)
@@ -162,8 +178,8 @@ def _write(definition: SweepDefinition, best: Trial, result: SweepResult) -> Non
             "epochs": trial.epoch,
             **{name: trial.parameters.get(name, "") for name in fields},
             **{
-                f"best_{name}": trial.best_validation[name] if trial.best_validation else ""
-                for name in ("epoch", "psnr_db", "ssim")
+                f"best_{name}": (outcome(trial, definition.sweep) or {}).get(name, "")
+                for name in ("epoch", *measured_fields(definition.sweep))
             },
             "overhead_s": trial.overhead_s,
             "busy_s": trial.busy_s,
@@ -176,7 +192,7 @@ def _write(definition: SweepDefinition, best: Trial, result: SweepResult) -> Non
         writer.writeheader()
         writer.writerows(rows)
         text.detach()
-    tested = {"best": result.best, "ablation": result.ablation}
+    tested = {"best": result.best, "ablation": result.ablation, "psnr_best": result.psnr_best}
     write_json(
         folder / "sweep.json",
         {
@@ -187,13 +203,14 @@ def _write(definition: SweepDefinition, best: Trial, result: SweepResult) -> Non
                 {
                     **row,
                     "validations": [
-                        {name: validation[name] for name in ("epoch", "step", "psnr_db", "ssim")}
+                        {name: validation[name] for name in ("epoch", "step", *measured_fields(definition.sweep))}
                         for validation in trial.validations
                     ],
                 }
                 for row, trial in zip(rows, result.trials, strict=True)
             ],
             "finalists": result.finalists,
+            "rule": result.rule,
             "best": best.name,
             "epochs_of_best_and_ablation": result.epochs,
             "test": {
@@ -210,16 +227,29 @@ def _write(definition: SweepDefinition, best: Trial, result: SweepResult) -> Non
 def summary_line(result: SweepResult) -> str:
     """The test scores of the best trial and its ablation, and what the adversarial weight changes."""
     best, ablation = result.best, result.ablation
-    line = f"Best trial: {describe(best.parameters)}: {best.mean('psnr_db'):.2f} dB / {best.mean('ssim'):.3f} on test"
+    line = f"Best trial ({result.rule}): {describe(best.parameters)}: {_scores(best)} on test"
     if ablation is None:
         return f"{line}; no trial had another adversarial weight to compare it with."
-    differences = (best.mean("psnr_db") - ablation.mean("psnr_db"), best.mean("ssim") - ablation.mean("ssim"))
-    psnr, ssim = (round(value, digits) + 0.0 for value, digits in zip(differences, (2, 3), strict=True))  # no -0.00
+    changes = []
+    for name, digits, unit in _printed(best):
+        change = round(best.mean(name) - ablation.mean(name), digits) + 0.0  # no -0.00
+        changes.append(f"{METRICS[name].title} by {change:+.{digits}f}{unit}")
     return (
-        f"{line}; its ablation with adversarial weight {ablation.adv_weight:.2g}: {ablation.mean('psnr_db'):.2f} dB / "
-        f"{ablation.mean('ssim'):.3f}, so the weight of {best.adv_weight:.2g} changes PSNR by {psnr:+.2f} dB and SSIM "
-        f"by {ssim:+.3f}."
+        f"{line}; its ablation with adversarial weight {ablation.adv_weight:.2g}: {_scores(ablation)}, so the weight "
+        f"of {best.adv_weight:.2g} changes {', '.join(changes[:-1])} and {changes[-1]}."
     )
+
+
+def _scores(trial: TestedTrial) -> str:
+    """ "21.30 dB / 0.612, FLIP 0.201" """
+    values = [f"{METRICS[name].title} {trial.mean(name):.3f}" for name, _, _ in _printed(trial)[2:]]
+    return ", ".join([f"{trial.mean('psnr_db'):.2f} dB / {trial.mean('ssim'):.3f}", *values])
+
+
+def _printed(trial: TestedTrial) -> list[tuple[str, int, str]]:
+    """The metrics that were measured, with their digits and unit."""
+    perceptual = [name for name in PERCEPTUAL if trial.mean(name) is not None]
+    return [("psnr_db", 2, " dB"), ("ssim", 3, ""), *((name, 3, "") for name in perceptual)]
 
 
 def describe(parameters: Parameters) -> str:

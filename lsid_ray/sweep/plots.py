@@ -1,13 +1,18 @@
 """The plots of a sweep's report."""
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from matplotlib.cm import ScalarMappable
 from matplotlib.colors import LogNorm, Normalize
 from matplotlib.figure import Figure
 
+from lsid_ray.config.schema import SweepConfig
+from lsid_ray.evaluate.measures import METRICS
 from lsid_ray.sweep.comparison import format_value
+from lsid_ray.sweep.objectives import Scores, fields
+from lsid_ray.sweep.objectives import front as unbeaten
 from lsid_ray.sweep.space import ADV_WEIGHT, Dimension
 from lsid_ray.sweep.trials import Trial
 
@@ -48,6 +53,41 @@ def weights(trials: list[Trial], best: str) -> Figure:
     figure.colorbar(colors, ax=figure.axes, label="generator's learning rate")
     figure.suptitle(
         "Filled: trained to the end. Hollow: stopped or unfinished. Red ring: best trial. Triangle: worse", fontsize=10
+    )
+    return figure
+
+
+def front(trials: list[Trial], scores: Mapping[str, Scores], best: str, sweep: SweepConfig) -> Figure:
+    """PSNR against each other objective: every trial, those that no other beats in both, and the tolerance of the rule.
+
+    scores: what each trial is judged by, by name. best: name of the best trial.
+    """
+    others = fields(sweep)[1:]
+    figure = Figure(figsize=(5.4 * len(others) + 1, 4.4), layout="constrained")
+    positive = [trial.parameters[ADV_WEIGHT] for trial in trials if trial.parameters[ADV_WEIGHT] > 0] or [1e-3]
+    colors = ScalarMappable(LogNorm(min(positive), max(positive) * 1.001), "plasma")
+    highest = max(scores[trial.name]["psnr_db"] for trial in trials)
+    for number, (axes, other) in enumerate(zip(figure.subplots(1, len(others), squeeze=False)[0], others, strict=True)):
+        for trial in trials:
+            x, y = scores[trial.name]["psnr_db"], scores[trial.name][other]
+            weight = trial.parameters[ADV_WEIGHT]
+            color, marker = (colors.to_rgba(weight), "o") if weight else ("black", "s")
+            face = color if trial.state == "finished" else "none"
+            axes.scatter(x, y, s=52, marker=marker, facecolor=face, edgecolor=color, linewidth=1.5, zorder=3)
+            axes.annotate(str(trial.number), (x, y), xytext=(6, 4), textcoords="offset points", fontsize=8)
+            if trial.name == best:
+                axes.scatter(x, y, s=190, facecolor="none", edgecolor="crimson", linewidth=1.5, zorder=2)
+        line = [scores[name] for name in unbeaten(scores, "psnr_db", other)]
+        axes.plot([each["psnr_db"] for each in line], [each[other] for each in line], color="0.6", lw=1, zorder=1)
+        if number == 0:
+            axes.axvspan(highest - sweep.tolerance_db, highest, color="0.92", zorder=0)
+        metric = METRICS[other]
+        axes.set_xlabel("validation PSNR, dB (higher is better)")
+        axes.set_ylabel(f"{metric.title} ({'higher' if metric.higher_is_better else 'lower'} is better)")
+        axes.grid(alpha=0.25)
+    figure.colorbar(colors, ax=figure.axes, label="adversarial weight (black square: 0)")
+    figure.suptitle(
+        "Line: not beaten in both. Gray: within the tolerance. Red ring: best trial. Hollow: stopped", fontsize=10
     )
     return figure
 

@@ -3,12 +3,14 @@
 from pathlib import Path
 
 from lsid_ray import storage
+from lsid_ray.evaluate.measures import METRICS
 from lsid_ray.evaluate.page import render_template
 from lsid_ray.evaluate.report import headline
 from lsid_ray.progress import align_columns, format_duration
 from lsid_ray.storage import AnyPath
 from lsid_ray.sweep import plots
 from lsid_ray.sweep.comparison import SweepResult, describe, format_value, summary_line
+from lsid_ray.sweep.objectives import measured_fields, outcome
 from lsid_ray.sweep.trials import SweepDefinition, Trial
 
 TEMPLATE = Path(__file__).parent / "templates" / "sweep.html"
@@ -18,13 +20,13 @@ STATES = ("finished", "stopped", "failed", "running")
 
 
 def trial_table(definition: SweepDefinition, trials: list[Trial]) -> list[str]:
-    """Lines of a table: the parameters, state, best scores and remaining time of each trial."""
+    """Lines of a table: the parameters, state, scores and remaining time of each trial."""
     names = [dimension.field for dimension in definition.space]
-    rows = [
-        ("trial", *(name.split(".")[1].replace("_", "-") for name in names), "state", "epoch", "PSNR", "SSIM", "left")
-    ]
+    metrics = measured_fields(definition.sweep)
+    titles = [METRICS[name].title for name in metrics]
+    rows = [("trial", *(name.split(".")[1].replace("_", "-") for name in names), "state", "epoch", *titles, "left")]
     for trial in trials:
-        best, epochs = trial.best_validation, definition.experiment.training.epochs
+        scores, epochs = outcome(trial, definition.sweep), definition.experiment.training.epochs
         seconds_left = trial.seconds_left if trial.state == "running" else None
         if seconds_left is not None:  # scaled from the end of the experiment to the end of the trial
             seconds_left *= max(definition.trial_epochs - trial.epoch, 0) / max(epochs - trial.epoch, 1)
@@ -34,8 +36,7 @@ def trial_table(definition: SweepDefinition, trials: list[Trial]) -> list[str]:
                 *(format_value(trial.parameters.get(name, "-")) for name in names),
                 trial.state,
                 f"{trial.epoch}/{definition.trial_epochs}",
-                f"{best['psnr_db']:.2f}" if best else "-",
-                f"{best['ssim']:.3f}" if best else "-",
+                *(f"{scores[name]:{_form(name)}}" if scores else "-" for name in metrics),
                 "-" if seconds_left is None else format_duration(seconds_left),
             )
         )
@@ -50,17 +51,23 @@ def write_sweep_report(definition: SweepDefinition, result: SweepResult) -> AnyP
     folder = definition.folder / "plots"
     folder.mkdir(exist_ok=True)
     trials = [trial for trial in result.trials if trial.best_validation]
+    scores = {trial.name: outcome(trial, definition.sweep) for trial in trials}
+    best = next(iter(result.finalists))
     figures = {
-        "weight": plots.weights(trials, next(iter(result.finalists))),
+        "weight": plots.weights(trials, best),
         "curves": plots.curves(trials),
         "parallel": plots.parallel(trials, definition.space),
     }
+    if len(definition.sweep.objectives) > 1:
+        figures["front"] = plots.front(trials, scores, best, definition.sweep)
     for name, figure in figures.items():
         with storage.atomic_write(folder / f"{name}.png") as file:
             figure.savefig(file, format="png", dpi=DPI)
     tested = [("best", "best trial", result.best)]
     if result.ablation:
         tested.append(("ablation", "ablation", result.ablation))
+    if result.psnr_best:
+        tested.append(("psnr-best", "highest PSNR", result.psnr_best))
     page = render_template(
         TEMPLATE,
         name=definition.folder.name,
@@ -73,6 +80,9 @@ def write_sweep_report(definition: SweepDefinition, result: SweepResult) -> AnyP
         frames=_compared_frames(result),
         space=definition.space,
         trial_epochs=definition.trial_epochs,
+        metrics={name: (METRICS[name].title, _form(name)) for name in measured_fields(definition.sweep)},
+        scores=scores,
+        has_front="front" in figures,
         headline=headline,
         describe=describe,
         format_value=format_value,
@@ -80,6 +90,11 @@ def write_sweep_report(definition: SweepDefinition, result: SweepResult) -> AnyP
     with storage.atomic_write(definition.folder / "report.html") as file:
         file.write(page.encode())
     return definition.folder / "report.html"
+
+
+def _form(metric: str) -> str:
+    """How a metric's numbers are written."""
+    return ".2f" if metric == "psnr_db" else ".3f"
 
 
 def _compared_frames(result: SweepResult) -> list[str]:

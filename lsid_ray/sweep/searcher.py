@@ -6,6 +6,8 @@ import numpy as np
 import optuna
 from ray.tune.search import Searcher
 
+from lsid_ray.evaluate.measures import METRICS
+from lsid_ray.sweep.objectives import fields, outcome
 from lsid_ray.sweep.space import Parameters, draw
 from lsid_ray.sweep.trials import SweepDefinition, Trial, end_trial, read_trials
 
@@ -16,11 +18,10 @@ class FolderSearcher(Searcher):
     """A searcher for Ray Tune whose Optuna study is rebuilt at each start from the trials in the sweep's folder."""
 
     def __init__(self, definition: SweepDefinition):
-        objectives = ["psnr_db", "ssim"] if definition.sweep.objectives == "psnr-ssim" else ["psnr_db"]
         super().__init__(metric="psnr_db", mode="max")
-        self.definition, self.objectives = definition, objectives
+        self.definition, self.objectives = definition, fields(definition.sweep)
         optuna.logging.set_verbosity(optuna.logging.ERROR)
-        self.study = optuna.create_study(directions=["maximize"] * len(objectives))
+        self.study = optuna.create_study(directions=[_direction(name) for name in self.objectives])
         self.running: dict[str, tuple[int, optuna.Trial]] = {}
         recorded = read_trials(definition)
         for trial in recorded:
@@ -68,8 +69,12 @@ class FolderSearcher(Searcher):
         return optuna_trial, draw(self.definition.space, optuna_trial, zero)
 
     def _tell(self, optuna_trial: optuna.Trial, trial: Trial | None) -> None:
-        best = trial and trial.state != "failed" and trial.best_validation
-        if best:
-            self.study.tell(optuna_trial, [best[name] for name in self.objectives])
+        scores = trial and trial.state != "failed" and outcome(trial, self.definition.sweep)
+        if scores:
+            self.study.tell(optuna_trial, [scores[name] for name in self.objectives])
         else:
             self.study.tell(optuna_trial, state=optuna.trial.TrialState.FAIL)
+
+
+def _direction(field: str) -> str:
+    return "maximize" if METRICS[field].higher_is_better else "minimize"

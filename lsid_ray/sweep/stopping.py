@@ -9,11 +9,13 @@ from ray.tune.schedulers import ASHAScheduler, FIFOScheduler, TrialScheduler
 
 from lsid_ray.data.index import open_shards
 from lsid_ray.data.schedule import Schedule
+from lsid_ray.sweep.objectives import scalar
 from lsid_ray.sweep.space import ADV_WEIGHT, Parameters
 from lsid_ray.sweep.trials import SweepDefinition, elapsed_s, end_trial, read_trials, trial_folder
 
 DEFAULT_TRIALS = 16
 REFRESH_S = 1.0  # between checks of the budget
+JUDGED = "judged"  # the name in a trial's results of the number that ASHA compares
 
 
 def scheduler(definition: SweepDefinition) -> TrialScheduler:
@@ -49,12 +51,12 @@ class Asha(FIFOScheduler):
             asha = self._scheduler_for(trial.parameters)
             asha.on_trial_add(None, stub)
             for validation in trial.validations:
-                asha.on_trial_result(None, stub, validation)
+                asha.on_trial_result(None, stub, {**validation, JUDGED: scalar(validation, definition.sweep)})
 
     def _new_scheduler(self) -> ASHAScheduler:
         return ASHAScheduler(
             time_attr="epoch",
-            metric="psnr_db",
+            metric=JUDGED,
             mode="max",
             max_t=self.definition.trial_epochs,
             grace_period=grace_epochs(self.definition),

@@ -21,7 +21,7 @@ from lsid_ray.sweep.space import Dimension, Parameters, with_parameters
 from lsid_ray.train.run_log import read_events
 
 DEFINITION = "sweep-definition.json"
-FIXED_OPTIONS = ("searcher", "objectives", "scheduler", "grace_epochs", "keep", "trial_epochs", "zero_every", "seed")
+FIXED_OPTIONS = ("searcher", "scheduler", "grace_epochs", "keep", "trial_epochs", "zero_every", "seed")
 State = Literal["running", "finished", "stopped", "failed"]
 
 
@@ -60,7 +60,7 @@ def claim_sweep(definition: SweepDefinition) -> None:
     content = {
         "experiment": identity(definition.experiment),
         "search": {dimension.field: dimension.text for dimension in definition.space},
-        "sweep": {name: getattr(definition.sweep, name) for name in FIXED_OPTIONS},
+        "sweep": {name: getattr(definition.sweep, name) for name in FIXED_OPTIONS} | _objectives(definition.sweep),
         "shards": definition.shards,
     }
     content = json.loads(json.dumps(content))  # tuples become lists, as in the file
@@ -78,6 +78,13 @@ def claim_sweep(definition: SweepDefinition) -> None:
     write_json(path, content)
 
 
+def _objectives(sweep: SweepConfig) -> dict[str, Any]:
+    """As they were written when there was no choice but "psnr" and "psnr-ssim", and no tolerance."""
+    return {"objectives": "-".join(sweep.objectives)} | (
+        {"tolerance_db": sweep.tolerance_db} if len(sweep.objectives) > 1 else {}
+    )
+
+
 @dataclass(frozen=True)
 class Trial:
     """The state of a trial, from its trial.json and its events."""
@@ -92,7 +99,7 @@ class Trial:
     began: float
     """Seconds since 1970."""
     validations: tuple[dict[str, Any], ...]
-    """Epoch, psnr_db and ssim on full frames, in order of the epochs."""
+    """Epoch, psnr_db, ssim and further metrics on full frames, in order of the epochs."""
     epoch: int
     """Of its last event."""
     samples: int
@@ -111,7 +118,7 @@ class Trial:
 
     @property
     def best_validation(self) -> dict[str, Any] | None:
-        """The validation with the highest PSNR, whose checkpoint is kept; None before the first."""
+        """The validation with the highest PSNR, whose checkpoint is the run's best; None before the first."""
         return max(self.validations, key=lambda validation: validation["psnr_db"], default=None)
 
 

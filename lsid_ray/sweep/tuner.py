@@ -22,9 +22,10 @@ from lsid_ray import cluster, storage
 from lsid_ray.data.index import open_shards
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.errors import PartialFailure
+from lsid_ray.sweep.objectives import measured_fields, outcome, scalar
 from lsid_ray.sweep.searcher import MAX_DRIVER_FAILURES, FolderSearcher
 from lsid_ray.sweep.space import with_parameters
-from lsid_ray.sweep.stopping import REFRESH_S, Budget, scheduler
+from lsid_ray.sweep.stopping import JUDGED, REFRESH_S, Budget, scheduler
 from lsid_ray.sweep.trials import SweepDefinition, Trial, add_elapsed, begin_trial, end_trial, read_trials
 from lsid_ray.train.events import Event
 from lsid_ray.train.run_folder import STOP
@@ -109,9 +110,10 @@ class _TrialDriver(tune.Trainable):
     def setup(self, config: dict[str, Any], definition: SweepDefinition) -> None:
         cluster.quiet_ray_logs()
         self.definition, self.parameters = definition, config["parameters"]
+        self.fields = measured_fields(definition.sweep)
         self.folder = begin_trial(definition, config["number"], self.parameters)
         self.results: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-        self.last_result: dict[str, Any] = {"epoch": 0, "psnr_db": float("nan"), "ssim": float("nan")}
+        self.last_result: dict[str, Any] = {"epoch": 0, **dict.fromkeys((*self.fields, JUDGED), float("nan"))}
         self.stopping = False
         self.run_thread = threading.Thread(target=self._run, daemon=True)
         self.run_thread.start()
@@ -137,13 +139,12 @@ class _TrialDriver(tune.Trainable):
         experiment = dataclasses.replace(experiment, training=training)
         reason = ""
         try:
-            run = train(
+            train(
                 experiment,
                 self.definition.shards,
                 on_event=self._on_event,
                 until_epoch=self.definition.trial_epochs,
             )
-            self.last_result |= {name: run.metrics[name] for name in ("psnr_db", "ssim")}
         except Exception as error:  # a failed trial is a result of the sweep
             reason = str(error) or type(error).__name__
         if reason and not self.stopping:
@@ -157,12 +158,15 @@ class _TrialDriver(tune.Trainable):
         if self.stopping:  # `train` removes a stop file that was there before it started
             (self.folder / STOP).touch()
         if event["kind"] == "validation":
-            self.last_result = {name: event[name] for name in ("epoch", "psnr_db", "ssim")}
+            self.last_result = {name: event[name] for name in ("epoch", *self.fields)}
+            self.last_result[JUDGED] = scalar(event, self.definition.sweep)
             self.results.put(self.last_result)
 
     def _write_hparams(self) -> None:
         """Write the trial's row of TensorBoard's table of hyperparameters."""
-        scores = {f"hparam/{name}": self.last_result[name] for name in ("psnr_db", "ssim")}
+        (trial,) = (each for each in read_trials(self.definition) if each.folder == self.folder)
+        scores = outcome(trial, self.definition.sweep) or self.last_result
+        scores = {f"hparam/{name}": scores[name] for name in self.fields}
         with storage.temporary_folder() as folder:
             with SummaryWriter(str(folder)) as writer:
                 for summary in hparams(self.parameters, scores):
