@@ -66,11 +66,12 @@ def test_frames_have_the_exposure_iso_and_cfa_of_their_scene(tmp_path, photos):
         scene = scenes[pair.scene]
         assert (short.exposure_s, long.exposure_s) == (pair.short_s, pair.long_s)
         assert short.iso == long.iso == scene.iso
-        assert scene.iso in A7S2
+        assert scene.iso in A7S2.by_iso
         assert short.cfa == long.cfa == ("BGGR" if scene.photo == "raw.dng" else "RGGB")
+        noise = A7S2.by_iso[scene.iso]
         signal, expected = short.mosaic.mean() - 512, (long.mosaic.mean() - 512) / pair.ratio
         # Apart from rounding, the difference is the black-level error; clipping at zero is far below black.
-        assert signal - expected == pytest.approx(A7S2[scene.iso][4], abs=0.5 + A7S2[scene.iso][2] / 10)
+        assert signal - expected == pytest.approx(noise.black_error, abs=0.5 + noise.read_scale / 10)
 
 
 def test_the_data_set_depends_on_the_seed_but_not_on_order_or_workers(tmp_path, photos):

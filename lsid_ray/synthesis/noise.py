@@ -1,11 +1,11 @@
-"""The sensor noise of a short exposure, calibrated on SID's Sony A7S II."""
+"""The sensor noise of a short exposure, by default that of SID's Sony A7S II."""
 
 import numpy as np
 
 from lsid_ray.errors import InputError
 from lsid_ray.raw.mosaic import black_mosaic
+from lsid_ray.synthesis.camera import CameraNoise, IsoNoise
 
-BITS_WHITE, BITS_BLACK = 16383.0, 512.0  # the 14-bit range in which the calibration measures DN
 _BLOCK_ROWS = 128  # bounds memory: intermediate results take 40 bytes per sensel
 
 # ISO: gain (DN per electron), Tukey-lambda read noise (lambda, scale in DN), row noise (sigma in DN),
@@ -13,7 +13,7 @@ _BLOCK_ROWS = 128  # bounds memory: intermediate results take 40 bytes per sense
 # Enhancement for Low-light Raw Denoising" (PMN, ACM MM 2022), github.com/megvii-research/PMN commit d207d3e,
 # Apache-2.0: data_process/process.py (Kmax, lam, sigTL, sigR, biassig), resources/darkshading_BLE.pkl. The sensor
 # has dual gain: read noise halves between ISO 1600 and 2000, so no single line fits all ISOs.
-A7S2 = {
+_A7S2_PARAMETERS = {
     50: (0.047815, 0.14747, 0.70728, 0.13997, 1.6339, 0.01009),
     64: (0.0612032, 0.13243, 0.71536, 0.14347, 1.8029, 0.00869),
     80: (0.076504, 0.11215, 0.77995, 0.19540, -1.5935, 0.01072),
@@ -43,6 +43,7 @@ A7S2 = {
     20000: (19.126, -0.06021, 11.00235, 1.88108, 1.5518, 0.49847),
     25600: (24.4813, -0.09089, 12.17571, 2.27602, 2.9039, 0.37569),
 }
+A7S2 = CameraNoise("SONY ILCE-7SM2", 512.0, 16383.0, {iso: IsoNoise(*row) for iso, row in _A7S2_PARAMETERS.items()})
 
 
 def short_exposure(
@@ -52,39 +53,49 @@ def short_exposure(
     ratio: float,
     iso: float,
     rng: np.random.Generator,
+    camera: CameraNoise = A7S2,
 ) -> np.ndarray:
-    """Simulate what an A7S II at `iso` would have recorded in 1/ratio of the exposure time of `clean`.
+    """Simulate what a camera at `iso` would have recorded in 1/ratio of the exposure time of `clean`.
 
     clean: (H, W) uint16 or float, DN. black: DN, per CFA position (4 or 36 values, row-major) or an array
     that broadcasts against `clean`. white: DN. Returns (H, W) uint16 in [0, white].
 
-    With K the gain: Poisson((clean - black) / ratio / K) * K, plus Tukey-lambda read noise per sensel,
+    With K the gain: Poisson((clean - black) / ratio / K) * K, plus Tukey-lambda or Gaussian read noise per sensel,
     Gaussian noise per row and one black-level error per frame; `black` is added and the sum is rounded (Wei et al.,
-    ELD, CVPR 2020; PMN, see A7S2). The calibration is for 14 bits; for another range all noise is scaled.
-    Raises InputError for an ISO without a calibration, or a ratio below 1.
+    ELD, CVPR 2020; PMN, see A7S2). If the range from black to white is not the camera's, all noise is scaled.
+    Raises InputError for an ISO without a calibration or without a gain, or a ratio below 1.
     """
-    if iso not in A7S2:
-        raise InputError(f"ISO {iso}: no noise calibration; expected one of {', '.join(map(str, A7S2))}")
+    if iso not in camera.by_iso:
+        raise InputError(f"ISO {iso}: no noise calibration; expected one of {', '.join(map(str, camera.by_iso))}")
+    noise = camera.by_iso[int(iso)]
+    if noise.gain is None:
+        raise InputError(f"ISO {iso}: the gain of {camera.name} is unknown, so its shot noise cannot be simulated")
     if not ratio >= 1:
         raise InputError(f"ratio {ratio}: expected at least 1")
     height, width = clean.shape
     levels = black_mosaic(black, height, width) if isinstance(black, tuple) else np.asarray(black, np.float32)
     levels = np.broadcast_to(levels, clean.shape)
-    gain, tail, scale, row_sigma, black_error, black_sigma = A7S2[iso]
-    range_scale = float((white - levels.mean(dtype=np.float64)) / (BITS_WHITE - BITS_BLACK))
-    frame_error = rng.normal(black_error, black_sigma)
+    range_scale = float((white - levels.mean(dtype=np.float64)) / (camera.white - camera.black))
+    frame_error = rng.normal(noise.black_error, noise.black_sigma)
     short = np.empty(clean.shape, np.uint16)
     for top in range(0, height, _BLOCK_ROWS):
         rows = slice(top, top + _BLOCK_ROWS)
         above_black = np.maximum(clean[rows] - levels[rows], 0)
-        dn = rng.poisson(above_black / (ratio * gain * range_scale)) * gain
-        dn += _tukey_lambda_quantile(rng.random(dn.shape), tail) * scale
-        dn += rng.normal(0, row_sigma, (len(dn), 1)) + frame_error
+        dn = rng.poisson(above_black / (ratio * noise.gain * range_scale)) * noise.gain
+        dn += _read_noise(dn.shape, noise, rng)
+        dn += rng.normal(0, noise.row_sigma, (len(dn), 1)) + frame_error
         short[rows] = np.rint(dn * range_scale + levels[rows]).clip(0, white)
     return short
 
 
-def _tukey_lambda_quantile(p: np.ndarray, tail: float) -> np.ndarray:
-    """Quantile function of the Tukey-lambda distribution at `p`; `tail` is its lambda, not 0."""
+def _read_noise(shape: tuple[int, ...], noise: IsoNoise, rng: np.random.Generator) -> np.ndarray:
+    """Read noise in DN, of mean 0."""
+    if noise.read_lambda is None:
+        return rng.normal(0, noise.read_scale, shape)
+    return tukey_lambda_quantile(rng.random(shape), noise.read_lambda) * noise.read_scale
+
+
+def tukey_lambda_quantile(p: np.ndarray, tail: float) -> np.ndarray:
+    """Quantile function of the Tukey-lambda distribution at `p`; `tail` is its lambda, 0 for the logistic one."""
     p = p.clip(1e-12, 1 - 1e-12)  # the quantiles of 0 and 1 are infinite for a negative lambda
-    return (p**tail - (1 - p) ** tail) / tail
+    return np.log(p / (1 - p)) if tail == 0 else (p**tail - (1 - p) ** tail) / tail
