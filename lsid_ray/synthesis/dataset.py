@@ -18,8 +18,10 @@ from lsid_ray.raw.frame import RawFrame
 from lsid_ray.raw.mosaic import MAX_RATIO, amplification_ratio
 from lsid_ray.raw.names import RAW_SUFFIXES, SPLITS
 from lsid_ray.storage import AnyPath
-from lsid_ray.synthesis.noise import short_exposure
-from lsid_ray.synthesis.photograph import MIN_SIDE, PHOTO_SUFFIXES, frame_from_photograph
+from lsid_ray.synthesis.camera import CameraNoise
+from lsid_ray.synthesis.camera_file import read_camera, to_json
+from lsid_ray.synthesis.noise import A7S2, short_exposure
+from lsid_ray.synthesis.photograph import A7S2_SENSOR, MIN_SIDE, PHOTO_SUFFIXES, frame_from_photograph, neutral_gains
 
 LONG_S = 10.0
 MAX_SEED = 2**32 - 1
@@ -59,6 +61,9 @@ class Synthesis:
     """Short exposures per scene and ratio, each with its own noise; 1 to 100."""
     max_side: int = 0
     """Downscale photographs with a side longer than this, in pixels; 0 keeps their size."""
+    camera: str = ""
+    """Noise of your own camera: a file of jobs/calibrate.py; or FILE#NAME, a camera in the published parameters of ELD
+    or PMN as JSON. Its ISOs are drawn evenly. Default: SID's Sony A7S II, at the ISOs of SID's scenes."""
 
 
 @dataclass(frozen=True)
@@ -96,19 +101,23 @@ def synthesize(
     The output folder is created atomically. If it already holds the data set of the same options and photographs,
     nothing is done. The result does not depend on the order of the photographs nor on `workers` (threads; default: one
     per CPU), and the frames of a scene depend only on the seed, the options and its photograph.
-    Raises InputError for an option out of range, fewer than 3 photographs (one per split), a photograph that is given
-    twice, unreadable or below 64 pixels on a side, or an output folder with other contents.
+    With a camera, photographs other than raw files get its sensor's levels, CFA and colors, if its file has them.
+    Raises InputError for an option out of range, a camera that cannot be read or has no gain, fewer than 3 photographs
+    (one per split), a photograph that is given twice, unreadable or below 64 pixels on a side, or an output folder with
+    other contents.
     """
     _check_options(config)
     out = storage.to_path(config.out)
+    camera = _read_camera(config.camera) if config.camera else None
     photos, ignored = _find_photos(config.photos)
-    scenes = _draw_scenes(photos, config.seed)
+    scenes = _draw_scenes(photos, config.seed, camera)
     manifest = {  # lists instead of tuples, so that it equals what is read back from JSON
         "format": FORMAT_VERSION,
         "seed": config.seed,
         "ratios": list(config.ratios),
         "frames": config.frames,
         "max_side": config.max_side,
+        "camera": to_json(camera) if camera else None,
         "scenes": [asdict(scene) | {"white_balance": list(scene.white_balance)} for scene, _ in scenes],
     }
     result = SynthesisResult(tuple(scene for scene, _ in scenes), True, tuple(ignored))
@@ -120,7 +129,7 @@ def synthesize(
             (partial / folder).mkdir()
 
         def write(scene_and_photo: tuple[Scene, AnyPath]) -> None:
-            _write_scene(partial, config, *scene_and_photo)
+            _write_scene(partial, config, camera or A7S2, *scene_and_photo)
             on_scene(scene_and_photo[0])
 
         pool = ThreadPoolExecutor(workers or os.cpu_count())
@@ -132,9 +141,10 @@ def synthesize(
     return result
 
 
-def _write_scene(root: Path, config: Synthesis, scene: Scene, photo: AnyPath) -> None:
+def _write_scene(root: Path, config: Synthesis, camera: CameraNoise, scene: Scene, photo: AnyPath) -> None:
+    sensor, name = (camera.sensor, camera.name) if camera.sensor else (A7S2_SENSOR, A7S2.name)
     with storage.local_copy(photo) as local_photo:
-        clean = frame_from_photograph(local_photo, scene.white_balance, config.max_side)
+        clean = frame_from_photograph(local_photo, scene.white_balance, config.max_side, sensor, name)
     clean = replace(clean, iso=float(scene.iso), exposure_s=LONG_S)
     _write(config, root / "long" / f"{scene.name}_00_{LONG_S:g}s.dng", clean)
     for ratio in config.ratios:
@@ -142,7 +152,7 @@ def _write_scene(root: Path, config: Synthesis, scene: Scene, photo: AnyPath) ->
         for number in range(config.frames):
             rng = _make_rng(config.seed, scene.sha256, ratio, number)
             amplification = amplification_ratio(LONG_S, float(exposure))
-            mosaic = short_exposure(clean.mosaic, clean.black, clean.white, amplification, scene.iso, rng)
+            mosaic = short_exposure(clean.mosaic, clean.black, clean.white, amplification, scene.iso, rng, camera)
             short = replace(clean, mosaic=mosaic, exposure_s=float(exposure))
             _write(config, root / "short" / f"{scene.name}_{number:02d}_{exposure}s.dng", short)
 
@@ -154,12 +164,23 @@ def _write(config: Synthesis, path: Path, frame: RawFrame) -> None:
         raise InputError(f"--out {config.out} cannot be written to: {error.strerror or error}") from None
 
 
-def _draw_scenes(photos: list[tuple[str, AnyPath]], seed: int) -> list[tuple[Scene, AnyPath]]:
+def _read_camera(text: str) -> CameraNoise:
+    camera = read_camera(text)
+    if unknown := [iso for iso, noise in camera.by_iso.items() if noise.gain is None]:
+        isos = ", ".join(map(str, unknown))
+        raise InputError(f"--camera {text}: no gain at ISO {isos}, so no shot noise; calibrate it with --flat too")
+    return camera
+
+
+def _draw_scenes(
+    photos: list[tuple[str, AnyPath]], seed: int, camera: CameraNoise | None
+) -> list[tuple[Scene, AnyPath]]:
     """Scenes with their photographs, by number: a fifth for test, an eighth for validation, at least one each."""
     photos = sorted(photos)
     order = np.random.default_rng(seed).permutation(len(photos))
     test_count, validation_count = max(1, round(len(photos) / 5)), max(1, round(len(photos) / 8))
-    isos, counts = np.array(list(ISO_COUNTS)), np.array(list(ISO_COUNTS.values()))
+    weights = {iso: 1 for iso in sorted(camera.by_iso)} if camera else ISO_COUNTS
+    isos, counts = np.array(list(weights)), np.array(list(weights.values()))
     covariance = np.outer(GAIN_STD, GAIN_STD) * [[1, GAIN_CORRELATION], [GAIN_CORRELATION, 1]]
     scenes = []
     for number, index in enumerate(order):
@@ -167,6 +188,8 @@ def _draw_scenes(photos: list[tuple[str, AnyPath]], seed: int) -> list[tuple[Sce
         digit = "1" if number < test_count else "2" if number < test_count + validation_count else "0"
         rng = _make_rng(seed, sha256)
         gains = rng.multivariate_normal(GAIN_MEAN, covariance).clip(GAIN_MIN, GAIN_MAX).round(4)
+        if camera and camera.sensor:  # its gains for light of the same color
+            gains = (gains * neutral_gains(camera.sensor) / neutral_gains(A7S2_SENSOR)).round(4)
         iso = int(rng.choice(isos, p=counts / counts.sum()))
         name = f"{digit}{number + 1:04d}"
         scenes.append((Scene(name, SPLITS[digit], path.name, sha256, iso, tuple(gains.tolist())), path))

@@ -1,5 +1,6 @@
 """Converting a photograph, in any format, to a well-exposed, noise-free raw frame."""
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -10,33 +11,39 @@ import tifffile
 from PIL import Image, ImageOps
 
 from lsid_ray.errors import InputError
-from lsid_ray.raw.color import A7S2_COLOR_MATRIX, srgb_from_camera
+from lsid_ray.raw.color import A7S2_COLOR_MATRIX, XYZ_FROM_SRGB, srgb_from_camera
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import BAYER, layout_of, pack, pack_black, unpack
+from lsid_ray.synthesis.camera import Sensor
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
 MIN_SIDE = 64  # pixels
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # above which Pillow refuses to decode
 
-CAMERA = "SONY ILCE-7SM2"  # SID's Sony A7S II, with its levels
-BLACK, WHITE = 512, 16383
+A7S2_SENSOR = Sensor("RGGB", (512,) * 4, 16383, A7S2_COLOR_MATRIX)
 
 
-def frame_from_photograph(path: Path, white_balance: tuple[float, float], max_side: int = 0) -> RawFrame:
+def frame_from_photograph(
+    path: Path,
+    white_balance: tuple[float, float],
+    max_side: int = 0,
+    sensor: Sensor = A7S2_SENSOR,
+    camera: str = "SONY ILCE-7SM2",
+) -> RawFrame:
     """Convert a photograph to a well-exposed, noise-free raw frame.
 
-    A raw file is used as it is. Any other file becomes what SID's A7S II would have recorded: linear sRGB, converted to
-    camera RGB by the inverse of LibRaw's color conversion, divided by the gains of R and B, sampled as RGGB. LibRaw's
-    rendering of the frame then looks like the photograph. With a `max_side`, a photograph with a longer side is
-    downscaled by area averaging. Raises InputError if the file is unreadable or a side is below 64 pixels.
+    A raw file is used as it is. Any other file becomes what a camera with `sensor` would have recorded: linear sRGB,
+    converted to camera RGB by the inverse of LibRaw's color conversion, divided by the gains of R and B, sampled by its
+    CFA. LibRaw's rendering of the frame then looks like the photograph. With a `max_side`, a photograph with a longer
+    side is downscaled by area averaging. Raises InputError if the file is unreadable or a side is below 64 pixels.
     """
     if path.suffix.lower() in PHOTO_SUFFIXES:
         rgb = linear_rgb(path)
         _check_size(path, *rgb.shape[:2])
         if 0 < max_side < max(rgb.shape):
             rgb = area_mean(rgb, *_downscaled_size(*rgb.shape[:2], max_side))
-        frame = _sample_mosaic(rgb, white_balance, path.name)
+        frame = _sample_mosaic(rgb, white_balance, sensor, camera, path.name)
     else:
         frame = read_raw(path)
         if 0 < max_side < max(frame.mosaic.shape):
@@ -49,24 +56,34 @@ def frame_from_photograph(path: Path, white_balance: tuple[float, float], max_si
     return frame
 
 
-def _sample_mosaic(rgb: np.ndarray, white_balance: tuple[float, float], source: str) -> RawFrame:
-    """The frame that a Sony A7S II would have recorded of (H, W, 3) float linear sRGB in [0, 1]."""
-    camera_from_srgb = np.linalg.inv(srgb_from_camera(A7S2_COLOR_MATRIX))
+def neutral_gains(sensor: Sensor) -> np.ndarray:
+    """(2,) float64: the gains of R and B that make D65 gray; ones if the sensor has no color matrix."""
+    red, green, blue = np.array(sensor.color_matrix) @ XYZ_FROM_SRGB.sum(axis=1)
+    return np.array([green / red, green / blue]) if red > 0 and green > 0 and blue > 0 else np.ones(2)
+
+
+def _sample_mosaic(
+    rgb: np.ndarray, white_balance: tuple[float, float], sensor: Sensor, camera: str, source: str
+) -> RawFrame:
+    """The frame that a camera would have recorded of (H, W, 3) float linear sRGB in [0, 1]."""
+    camera_from_srgb = np.linalg.inv(srgb_from_camera(sensor.color_matrix))
     gains = np.array([white_balance[0], 1.0, white_balance[1]])
-    camera = (rgb @ camera_from_srgb.T / gains).clip(0, 1)
-    levels = np.rint(BLACK + camera * (WHITE - BLACK)).astype(np.uint16)
-    mosaic = levels[:, :, 1].copy()
-    mosaic[0::2, 0::2] = levels[0::2, 0::2, 0]
-    mosaic[1::2, 1::2] = levels[1::2, 1::2, 2]
+    signal = (rgb @ camera_from_srgb.T / gains).clip(0, 1)
+    black = tuple(map(float, sensor.black))
+    mosaic = np.empty(signal.shape[:2], np.uint16)
+    period = math.isqrt(len(sensor.cfa))
+    for (y, x), color, level in zip(np.ndindex(period, period), sensor.cfa, black, strict=True):
+        plane = signal[y::period, x::period, "RGB".index(color)]
+        mosaic[y::period, x::period] = np.rint(level + plane * (sensor.white - level))
     return RawFrame(
         mosaic=mosaic,
-        cfa="RGGB",
-        black=(float(BLACK),) * 4,
-        white=float(WHITE),
+        cfa=sensor.cfa,
+        black=black,
+        white=float(sensor.white),
         white_balance=(white_balance[0], 1.0, white_balance[1]),
-        color_matrix=A7S2_COLOR_MATRIX,
+        color_matrix=sensor.color_matrix,
         orientation=0,
-        camera=CAMERA,
+        camera=camera,
         iso=None,
         exposure_s=None,
         source=source,
