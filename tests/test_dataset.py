@@ -14,8 +14,11 @@ from test_dng import make_frame
 
 from lsid_ray.data.catalog import read_catalog
 from lsid_ray.errors import InputError
+from lsid_ray.raw.color import A7S2_COLOR_MATRIX
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import read_raw
+from lsid_ray.synthesis.camera import CameraNoise, IsoNoise, Sensor
+from lsid_ray.synthesis.camera_file import write_camera
 from lsid_ray.synthesis.dataset import MANIFEST, Synthesis, synthesize
 from lsid_ray.synthesis.noise import A7S2
 
@@ -185,3 +188,83 @@ def test_the_job_makes_a_data_set_from_the_bundled_photographs(tmp_path):
     assert rejected.returncode == 2
     assert rejected.stderr.startswith("error: --out ")
     assert rejected.stderr.count("\n") == 1
+
+
+CAMERA = CameraNoise(
+    "NIKON TEST",
+    600.0,
+    15000.0,
+    {100: IsoNoise(0.4, None, 3.0, 0.2, 4.0, 0.1), 3200: IsoNoise(12.0, -0.1, 9.0, 0.5, -6.0, 0.1)},
+    Sensor("GBRG", (600, 590, 610, 600), 15000, ((0.9, -0.29, -0.07), (-0.45, 1.24, 0.23), (-0.09, 0.19, 0.71))),
+)
+
+
+def test_a_camera_of_ones_own_gives_its_isos_levels_colors_and_noise(tmp_path, photos):
+    write_camera(tmp_path / "camera.json", CAMERA)
+    (photos / "raw.dng").unlink()
+    config = make_config(tmp_path, photos, camera=str(tmp_path / "camera.json"))
+    scenes = {scene.name: scene for scene in synthesize(config).scenes}
+    assert {scene.iso for scene in scenes.values()} == {100, 3200}
+    for pair in read_catalog(config.out).pairs:
+        short, long = read_raw(pair.short), read_raw(pair.long)
+        noise = CAMERA.by_iso[scenes[pair.scene].iso]
+        for frame in (short, long):
+            assert (frame.camera, frame.cfa, frame.white) == ("NIKON TEST", "GBRG", 15000.0)
+            assert frame.black == (600.0, 590.0, 610.0, 600.0)
+            np.testing.assert_allclose(frame.color_matrix, CAMERA.sensor.color_matrix, atol=1e-4)
+        signal, expected = short.mosaic.mean() - 600, (long.mosaic.mean() - 600) / pair.ratio
+        assert signal - expected == pytest.approx(noise.black_error, abs=0.5 + noise.read_scale / 10)
+    assert json.loads((config.out / MANIFEST).read_text())["camera"]["name"] == "NIKON TEST"
+
+
+def test_white_balances_are_those_of_the_same_light_for_another_camera(tmp_path, photos):
+    """The drawn gains are to the A7S II's as the gains that make D65 gray, by the color matrices."""
+    write_camera(tmp_path / "camera.json", CAMERA)
+    default = synthesize(make_config(tmp_path, photos))
+    own = synthesize(make_config(tmp_path, photos, out=tmp_path / "own", camera=str(tmp_path / "camera.json")))
+    white = np.array([0.95047, 1.0, 1.08883])  # XYZ of D65
+
+    def gains(matrix: tuple[tuple[float, ...], ...]) -> np.ndarray:
+        response = np.array(matrix) @ white
+        return response[1] / response[[0, 2]]
+
+    relative = gains(CAMERA.sensor.color_matrix) / gains(A7S2_COLOR_MATRIX)
+    for before, after in zip(default.scenes, own.scenes, strict=True):
+        np.testing.assert_allclose(after.white_balance, before.white_balance * relative, rtol=2e-3)
+
+
+def test_published_parameters_keep_the_levels_of_sids_camera(tmp_path, photos):
+    write_camera(tmp_path / "camera.json", replace(CAMERA, sensor=None))
+    config = make_config(tmp_path, photos, camera=str(tmp_path / "camera.json"))
+    synthesize(config)
+    frames = [read_raw(path) for path in sorted(config.out.rglob("*.dng"))]
+    of_photographs = [frame for frame in frames if frame.cfa == "RGGB"]
+    assert len(of_photographs) == 4 * 3
+    assert {(frame.camera, frame.black[0], frame.white) for frame in of_photographs} == {("SONY ILCE-7SM2", 512, 16383)}
+
+
+def test_a_data_set_of_another_camera_is_not_overwritten(tmp_path, photos):
+    write_camera(tmp_path / "camera.json", CAMERA)
+    config = make_config(tmp_path, photos)
+    own = replace(config, camera=str(tmp_path / "camera.json"))
+    synthesize(own)
+    assert not synthesize(own).created
+    with pytest.raises(InputError, match=r"holds another data set \(camera, scenes differ\)"):
+        synthesize(config)
+
+
+def test_a_data_set_from_before_there_were_cameras_is_known_again(tmp_path, photos):
+    config = make_config(tmp_path, photos)
+    synthesize(config)
+    manifest = json.loads((config.out / MANIFEST).read_text())
+    assert manifest.pop("camera") is None
+    (config.out / MANIFEST).write_text(json.dumps(manifest))
+    assert not synthesize(config).created
+
+
+def test_a_camera_without_gains_is_refused(tmp_path, photos):
+    noise = {iso: replace(noise, gain=None) for iso, noise in CAMERA.by_iso.items()}
+    write_camera(tmp_path / "dark.json", replace(CAMERA, by_iso=noise))
+    with pytest.raises(InputError, match=r"--camera .*dark\.json: no gain at ISO 100, 3200, so no shot noise"):
+        synthesize(make_config(tmp_path, photos, camera=str(tmp_path / "dark.json")))
+    assert not (tmp_path / "data").exists()

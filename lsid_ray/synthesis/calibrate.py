@@ -38,6 +38,9 @@ from lsid_ray.synthesis.photon_transfer import MAX_LEVEL, MIN_LEVEL, Blocks, Gai
 MIN_DARKS = 4  # per ISO
 MAX_SENSELS = 32_000_000  # of the dark frames of an ISO that are looked at, whole rows from the middle; bounds memory
 MAX_SCATTER = 1.5  # of the photon transfer's variances; more is remarked upon
+MAX_BLACK_ERROR = 3e-4  # of the range, 5 DN of 14 bits; more, if it is also more than the noise, is remarked upon
+MIN_SIGNIFICANCE = 3.0  # of a gain, in standard errors
+MIN_VARIANCE = 0.01  # of a sensel from dark frame to dark frame, DN^2; rounding alone adds 0.08 to real noise
 MIN_PPCC = 0.995  # less is remarked upon
 
 Progress = Callable[[int, int], None]
@@ -105,7 +108,7 @@ def calibrate(config: Calibration, progress: Progress = lambda done, total: None
         by_iso={iso: _noise(iso, dark, gains) for iso, dark in measured.items()},
         sensor=Sensor(first.cfa, tuple(round(level) for level in first.black), round(first.white), first.color_matrix),
     )
-    remarks += _doubts(measured, gains)
+    remarks += _doubts(measured, gains, camera.white - camera.black)
     picture = out.parent / f"{out.stem}.png"
     image = io.BytesIO()
     draw_fits(camera.name, measured, blocks, gains).savefig(image, format="png", dpi=100)
@@ -143,6 +146,11 @@ def _measure_darks(shots: list[Shot], folder: str, count: Callable[[], None]) ->
             signal = above_black(read_raw(shot.path))
             frames[i], means[i] = signal[top : top + strip], signal.mean(dtype=np.float64)
             count()
+        if (variance := float(frames.var(axis=0, ddof=1).mean())) < MIN_VARIANCE:
+            raise InputError(
+                f"--dark {folder}: the frames at ISO {iso} hardly differ, their variance is {variance:.2g} DN²; "
+                "expected raw files with the camera's noise"
+            )
         measured[iso] = measure_dark(frames, means, height)
     return measured
 
@@ -188,7 +196,7 @@ def _fit(iso: int, blocks: Blocks, dark_variance: float, folder: str) -> Gain:
             f"white or saturated, {blocks.dark.mean():.0%} near black; expected levels from {MIN_LEVEL:.1%} to "
             f"{MAX_LEVEL:.0%} of the range from black to white"
         )
-    if gain.gain < 3 * gain.error:
+    if gain.gain <= MIN_SIGNIFICANCE * gain.error:
         raise InputError(
             f"--flat {folder}: at ISO {iso} the noise does not grow with the light; expected unprocessed raw files"
         )
@@ -196,17 +204,21 @@ def _fit(iso: int, blocks: Blocks, dark_variance: float, folder: str) -> Gain:
 
 
 def _noise(iso: int, dark: DarkNoise, gains: dict[int, Gain]) -> IsoNoise:
-    gain = gains[iso].gain if iso in gains else _interpolated(iso, gains)
+    gain = gains[iso].gain if iso in gains else interpolate_gain(iso, {other: fit.gain for other, fit in gains.items()})
     values = (gain, dark.read_lambda, dark.read_scale, dark.row_sigma, dark.black_error, dark.black_sigma)
     errors = replace(dark.errors, gain=gains[iso].error if iso in gains else None)
     return IsoNoise(*map(_rounded, values), StandardErrors(*map(_rounded, astuple(errors))))
 
 
-def _interpolated(iso: int, gains: dict[int, Gain]) -> float | None:
+def interpolate_gain(iso: int, gains: dict[int, float]) -> float | None:
+    """The gain at an ISO from those at others: log(gain / ISO), interpolated in log(ISO) and constant beyond the ends.
+
+    None if there are no others.
+    """
     if not gains:
         return None
     known = sorted(gains)
-    relative = [math.log(gains[other].gain / other) for other in known]
+    relative = [math.log(gains[other] / other) for other in known]
     return iso * math.exp(np.interp(math.log(iso), np.log(known), relative))
 
 
@@ -214,7 +226,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else float(f"{value:.6g}")
 
 
-def _doubts(darks: dict[int, DarkNoise], gains: dict[int, Gain]) -> list[str]:
+def _doubts(darks: dict[int, DarkNoise], gains: dict[int, Gain], full_range: float) -> list[str]:
     doubts = []
     for iso, gain in gains.items():
         if gain.scatter > MAX_SCATTER:
@@ -223,6 +235,11 @@ def _doubts(darks: dict[int, DarkNoise], gains: dict[int, Gain]) -> list[str]:
                 "was the surface out of focus, camera and light steady?"
             )
     for iso, dark in darks.items():
+        if abs(dark.black_error) > max(MAX_BLACK_ERROR * full_range, math.sqrt(dark.variance)):
+            doubts.append(
+                f"ISO {iso}: dark frames are {dark.black_error:.1f} DN from the file's black level; a level that is "
+                "wrong in the file, or some light?"
+            )
         if dark.ppcc < MIN_PPCC or min(abs(dark.read_lambda - end) for end in LAMBDAS) < 0.01:
             doubts.append(f"ISO {iso}: read noise is hardly a Tukey-lambda distribution (correlation {dark.ppcc:.4f})")
     return doubts

@@ -4,6 +4,7 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+from lsid_ray.errors import InputError
 from lsid_ray.raw.mosaic import layout_of
 
 MIN_LAMBDA, MAX_LAMBDA = -0.5, 1.0  # below, the variance is infinite; from there on there are no tails
@@ -77,7 +78,10 @@ class Sensor:
 
     def problem(self) -> str:
         """What is impossible about the values, in one line; empty if nothing is."""
-        layout_of(self.cfa)
+        try:
+            layout_of(self.cfa)
+        except InputError as error:
+            return str(error)
         if len(self.black) != len(self.cfa):
             return f"{len(self.black)} black levels for the {len(self.cfa)} CFA positions"
         if not (min(self.black) >= 0 and max(self.black) < self.white <= 65535):

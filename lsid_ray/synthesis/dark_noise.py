@@ -12,10 +12,11 @@ from lsid_ray.synthesis.noise import tukey_lambda_quantile
 
 ROUNDING = 1 / 12  # variance of rounding to integers
 LAMBDAS = (-0.4, 0.5)  # that are searched; ELD's and PMN's cameras have -0.26 to 0.2, a Gaussian has 0.135
-STRIPS = 8  # that are fitted on their own, for the standard errors
+STRIPS, STRIP_LAMBDAS = 8, 0.05  # strips are fitted on their own, near the fit, for the standard errors
 MAX_QUANTILES, SENSELS_PER_QUANTILE = 20_000, 50
-_BINS, _BINS_PER_SCALE = 1 << 14, 64  # of a density: 128 scales to either side of the middle
-_PROBABILITIES = (np.arange(1 << 16) + 0.5) / (1 << 16)
+_BINS, _BINS_PER_SCALE = 1 << 13, 32  # of a density: 128 scales to either side of the middle
+_LOWER = np.concatenate(([0.0], np.geomspace(1e-9, 0.01, 2000), np.linspace(0.01, 0.5, 1000)[1:]))  # fine in the tail
+_EDGES = np.concatenate((_LOWER, 1 - _LOWER[-2::-1]))  # of intervals of probability
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,8 +62,9 @@ def measure_dark(frames: np.ndarray, means: np.ndarray, height: int) -> DarkNois
     frames -= rows[:, :, None].astype(np.float32)
     rows -= rows.mean(axis=1, keepdims=True)
 
-    read_lambda, read_scale, ppcc, quantiles = _fit_read_noise(frames, count)
-    strips = [_fit_read_noise(frames[:, k::STRIPS], count)[:2] for k in range(STRIPS)]
+    read_lambda, read_scale, ppcc, quantiles = _fit_read_noise(frames, count, LAMBDAS)
+    near = (read_lambda - STRIP_LAMBDAS, read_lambda + STRIP_LAMBDAS)
+    strips = [_fit_read_noise(frames[:, k::STRIPS], count, near)[:2] for k in range(STRIPS)]
     lambda_error, scale_error = np.std(strips, axis=0, ddof=1) / math.sqrt(STRIPS)
 
     read_variance = float(frames.var(dtype=np.float64)) * width / (width - 1)
@@ -98,7 +100,9 @@ def _error_of_root(error: float, variance: float) -> float:
     return error / (2 * math.sqrt(variance)) if variance > error else math.sqrt(error)
 
 
-def _fit_read_noise(residual: np.ndarray, count: int) -> tuple[float, float, float, np.ndarray]:
+def _fit_read_noise(
+    residual: np.ndarray, count: int, lambdas: tuple[float, float]
+) -> tuple[float, float, float, np.ndarray]:
     """(lambda, scale, correlation, quantiles of the model and as measured) of what is left of `count` frames."""
     number = min(MAX_QUANTILES, residual.size // SENSELS_PER_QUANTILE)
     middles = (np.arange(number) + 0.5) / number
@@ -106,10 +110,10 @@ def _fit_read_noise(residual: np.ndarray, count: int) -> tuple[float, float, flo
     measured -= measured.mean()
     variance = float((measured**2).mean())
 
-    def fit(read_lambda: float) -> tuple[float, float, np.ndarray]:
+    def fit(read_lambda: float, updates: int) -> tuple[float, float, np.ndarray]:
         unit = float(stats.tukeylambda.var(read_lambda))
         scale = math.sqrt(max(variance - ROUNDING, variance / 100) / unit)
-        for _ in range(2):  # the quantiles leave out the tails, whose share depends on the scale through rounding
+        for _ in range(updates):  # the quantiles leave out the tails, whose share depends on the scale through rounding
             model = _quantiles(middles, read_lambda, scale, count)
             ratio = (variance - ROUNDING) / (float((model**2).mean()) - ROUNDING)
             scale *= math.sqrt(max(ratio, 0.01))
@@ -117,9 +121,9 @@ def _fit_read_noise(residual: np.ndarray, count: int) -> tuple[float, float, flo
         return float(np.corrcoef(model, measured)[0, 1]), scale, model
 
     best = optimize.minimize_scalar(
-        lambda value: -fit(value)[0], bounds=LAMBDAS, method="bounded", options={"xatol": 2e-4}
+        lambda value: -fit(value, 1)[0], bounds=lambdas, method="bounded", options={"xatol": 2e-4}
     )
-    correlation, scale, model = fit(float(best.x))
+    correlation, scale, model = fit(float(best.x), 3)
     return float(best.x), scale, correlation, np.stack([model, measured])
 
 
@@ -143,11 +147,12 @@ def _quantiles(p: np.ndarray, read_lambda: float, scale: float, count: int) -> n
 @lru_cache(maxsize=1)
 def _transform(read_lambda: float, count: int) -> np.ndarray:
     """Fourier transform of the density of that sum before rounding, in units of the scale."""
-    noise = tukey_lambda_quantile(_PROBABILITIES, read_lambda)
+    noise = tukey_lambda_quantile((_EDGES[1:] + _EDGES[:-1]) / 2, read_lambda)
+    share = np.diff(_EDGES)
     transform = np.ones(_BINS // 2 + 1, complex)
     for weight, number in _weights(count):
         positions = np.rint(noise * weight * _BINS_PER_SCALE).clip(-_BINS // 2, _BINS // 2 - 1).astype(int)
-        transform *= (np.fft.rfft(np.bincount(positions % _BINS, minlength=_BINS)) / len(noise)) ** number
+        transform *= np.fft.rfft(np.bincount(positions % _BINS, share, minlength=_BINS)) ** number
     return transform
 
 

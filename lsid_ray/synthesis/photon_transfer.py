@@ -10,7 +10,8 @@ from lsid_ray.synthesis.calibration_frames import BLOCK, above_black
 
 MAX_LEVEL, MIN_LEVEL = 0.75, 0.005  # of the range from black to white; between them the curve is taken as straight
 MIN_BLOCKS = 16
-SATURATED_SHARE = 1e-3  # of a frame's sensels: so many at its highest value are saturated
+SATURATED_SHARE = 1e-3  # of a frame's sensels: so many at its highest value are saturated,
+MIN_SATURATION = 0.25  # if it is above this share of the range
 HUBER = 1.345  # residuals beyond so many standard deviations lose weight
 
 
@@ -68,9 +69,10 @@ def measure_blocks(first: RawFrame, second: RawFrame, black_error: float) -> Blo
 
 
 def _saturation(frame: RawFrame) -> float:
-    highest = int(frame.mosaic.max())
+    highest, black = float(frame.mosaic.max()), float(np.mean(frame.black))
     piled_up = float(np.mean(frame.mosaic == highest)) > SATURATED_SHARE
-    return min(frame.white, highest if piled_up else math.inf)
+    bright = highest - black > MIN_SATURATION * (frame.white - black)
+    return min(frame.white, highest if piled_up and bright else math.inf)
 
 
 def _blocks(plane: np.ndarray) -> np.ndarray:
@@ -101,7 +103,7 @@ def fit_gain(blocks: Blocks, dark_variance: float) -> Gain | None:
     relative = math.sqrt(2 / (BLOCK**2 - 1))  # scatter of the variance of Gaussian noise
     gain = max(float(np.median(shot / level)), 1e-9)
     for _ in range(20):
-        expected = (gain * level + dark_variance) * relative
+        expected = (max(gain, 0.0) * level + dark_variance) * relative
         residual = (shot - gain * level) / expected
         scatter = max(float(np.median(np.abs(residual))) * 1.4826, 1e-9)
         weights = np.minimum(1, HUBER * scatter / np.maximum(np.abs(residual), 1e-9)) / expected**2

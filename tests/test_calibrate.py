@@ -1,0 +1,414 @@
+"""A camera's noise, measured from frames that were made with known noise."""
+
+import json
+import math
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+from test_dng import make_frame
+
+from lsid_ray.errors import InputError
+from lsid_ray.raw.dng import write_dng
+from lsid_ray.raw.frame import RawFrame, read_raw
+from lsid_ray.synthesis.calibrate import Calibration, CalibrationResult, calibrate, interpolate_gain
+from lsid_ray.synthesis.camera import CameraNoise, IsoNoise
+from lsid_ray.synthesis.camera_file import read_camera
+from lsid_ray.synthesis.dark_noise import measure_dark
+from lsid_ray.synthesis.noise import short_exposure
+
+JOB = Path(__file__).resolve().parents[1] / "jobs" / "calibrate.py"
+SIZE = (256, 384)
+BLACK, WHITE = (600.0, 601.0, 602.0, 601.0), 16383.0
+TRUTH = CameraNoise(
+    "NIKON TEST",
+    601.0,
+    WHITE,
+    {
+        200: IsoNoise(0.5, -0.12, 0.9, 0.25, 2.0, 0.05),  # a standard deviation of 2 DN, near the rounding
+        800: IsoNoise(2.0, None, 6.0, 1.0, 3.0, 0.2),
+        3200: IsoNoise(8.0, 0.1, 12.0, 2.5, -15.0, 0.8),
+    },
+)
+DARKS = 16
+EXPOSURES = {0.004: 0.04, 0.01: 0.1, 0.02: 0.2, 0.04: 0.4, 0.1: 1.0}  # seconds: share of the range in the middle
+
+
+def capture(iso: int, signal: np.ndarray | float, rng: np.random.Generator, exposure_s: float, **changes) -> RawFrame:
+    """A frame of the camera of TRUTH; signal: DN above black. A hundred sensels are hot, the others differ by 1 DN."""
+    pattern = np.random.default_rng(5).normal(0, 1, SIZE)
+    pattern.ravel()[::983] = 300.0
+    clean = np.tile(np.reshape(BLACK, (2, 2)), (128, 192)) + signal
+    mosaic = short_exposure(np.minimum(clean, WHITE), BLACK, WHITE, 1.0, iso, rng, TRUTH)
+    mosaic = np.rint(mosaic + pattern).clip(0, WHITE).astype(np.uint16)
+    metadata = {"cfa": "GRBG", "black": BLACK, "camera": "NIKON TEST", "iso": float(iso), "exposure_s": exposure_s}
+    return make_frame(mosaic=mosaic, **metadata | changes)
+
+
+def flat(share: float) -> np.ndarray:
+    """Light on an even surface: darker towards the corners, a texture of 1% from sensel to sensel, DN."""
+    y, x = np.mgrid[-1 : 1 : SIZE[0] * 1j, -1 : 1 : SIZE[1] * 1j]
+    return share * (WHITE - 601) * (1 - 0.3 * (x**2 + y**2)) * np.random.default_rng(6).normal(1, 0.01, SIZE)
+
+
+@pytest.fixture(scope="module")
+def frames(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """dark/ and flat/, of three ISOs."""
+    folder = tmp_path_factory.mktemp("calibration")
+    rng = np.random.default_rng(0)
+    for name in ("dark", "flat"):
+        (folder / name).mkdir()
+    for iso in TRUTH.by_iso:
+        for number in range(DARKS):
+            write_dng(folder / "dark" / f"{iso}_{number:02d}.dng", capture(iso, 0.0, rng, 0.00025))
+        for exposure_s, share in EXPOSURES.items():
+            for number in range(2):
+                path = folder / "flat" / f"{iso}_{exposure_s}_{number}.dng"
+                write_dng(path, capture(iso, flat(share), rng, exposure_s))
+    return folder
+
+
+@dataclass(frozen=True)
+class Calibrated:
+    """A calibration, and the folder that it was written to."""
+
+    folder: Path
+    result: CalibrationResult
+
+
+@pytest.fixture(scope="module")
+def calibrated(frames: Path) -> Calibrated:
+    out = frames / "new" / "camera.json"
+    return Calibrated(out.parent, calibrate(Calibration(str(frames / "dark"), str(out), str(frames / "flat"))))
+
+
+@pytest.fixture
+def copy(frames: Path, tmp_path: Path) -> Path:
+    """A copy of `frames` with the ISO 200 only."""
+    for name in ("dark", "flat"):
+        (tmp_path / name).mkdir()
+        for path in (frames / name).glob("200_*"):
+            shutil.copy(path, tmp_path / name)
+    return tmp_path
+
+
+def refused(folder: Path, match: str, flat: bool = True) -> None:
+    """Check that a calibration is refused, in one line, and leaves nothing."""
+    config = Calibration(str(folder / "dark"), str(folder / "camera.json"), str(folder / "flat") if flat else "")
+    with pytest.raises(InputError, match=match) as caught:
+        calibrate(config)
+    assert "\n" not in str(caught.value)
+    assert not list(folder.glob("camera*")) and not list(folder.glob(".*"))
+
+
+def standard_deviation(noise: IsoNoise) -> float:
+    """Of the read noise, DN."""
+    return noise.read_scale * (1 if noise.read_lambda is None else stats.tukeylambda.std(noise.read_lambda))
+
+
+@pytest.mark.parametrize("iso", TRUTH.by_iso)
+def test_the_noise_that_frames_were_made_with_is_found_again(iso: int, calibrated: Calibrated):
+    noise, truth = calibrated.result.camera.by_iso[iso], TRUTH.by_iso[iso]
+    assert noise.gain == pytest.approx(truth.gain, rel=0.02)
+    assert standard_deviation(noise) == pytest.approx(standard_deviation(truth), rel=0.01)
+    if truth.read_lambda is not None:
+        assert noise.read_scale == pytest.approx(truth.read_scale, rel=0.03)
+    # A Gaussian is no Tukey-lambda distribution, but that of 0.135 has nearly its quantiles.
+    assert noise.read_lambda == pytest.approx(0.135 if truth.read_lambda is None else truth.read_lambda, abs=0.01)
+    assert noise.row_sigma == pytest.approx(truth.row_sigma, rel=0.05)
+    hot = 300 * math.ceil(SIZE[0] * SIZE[1] / 983) / (SIZE[0] * SIZE[1])  # what hot sensels add to a frame's mean
+    assert noise.black_error - hot == pytest.approx(truth.black_error, rel=0.05)
+
+
+@pytest.mark.parametrize("iso", TRUTH.by_iso)
+def test_the_truth_is_within_four_standard_errors(iso: int, calibrated: Calibrated):
+    noise, truth = calibrated.result.camera.by_iso[iso], TRUTH.by_iso[iso]
+    for field in ("gain", "read_lambda", "read_scale", "row_sigma", "black_sigma"):
+        if truth.read_lambda is not None or not field.startswith("read"):
+            error = getattr(noise.standard_errors, field)
+            assert 0 < error < 0.5 * max(abs(getattr(truth, field)), 0.1), field
+            assert getattr(noise, field) == pytest.approx(getattr(truth, field), abs=4 * error), field
+
+
+def test_standard_errors_are_as_large_as_the_scatter_of_repeated_calibrations():
+    """Of 16 calibrations from 6 small frames each."""
+    truth = TRUTH.by_iso[200]
+    found = []
+    for seed in range(16):
+        rng = np.random.default_rng(seed)
+        clean = np.full((64, 96), 600.0)
+        darks = [short_exposure(clean, (600.0,) * 4, WHITE, 1.0, 200, rng, TRUTH) - 600.0 for _ in range(6)]
+        stack = np.array(darks, np.float32)
+        found.append(measure_dark(stack, stack.mean(axis=(1, 2)), 64))
+    for field in ("read_lambda", "read_scale", "row_sigma", "black_error"):
+        values = [getattr(dark, field) for dark in found]
+        scatter, stated = np.std(values, ddof=1), np.mean([getattr(dark.errors, field) for dark in found])
+        assert 0.5 < scatter / stated < 2, field
+        bias = np.mean(values) - getattr(truth, field)
+        assert abs(bias) < scatter + 0.01 * abs(getattr(truth, field)), field
+
+
+def test_the_drift_of_the_black_level_is_told_from_the_noise_of_a_frames_mean():
+    rng = np.random.default_rng(0)
+    drift = rng.normal(-4.0, 0.5, 300)
+    stack = rng.normal(0, 6.0, (300, 32, 48)) + rng.normal(0, 3.0, (300, 32, 1)) + drift[:, None, None]
+    dark = measure_dark(stack.astype(np.float32), stack.mean(axis=(1, 2)), 32)
+    assert stack.mean(axis=(1, 2)).std() > 0.7, "rows alone add 0.53"
+    assert dark.black_sigma == pytest.approx(0.5, rel=0.15)
+    assert dark.black_error == pytest.approx(-4.0, rel=0.05)
+
+
+def test_the_file_has_the_camera_its_sensor_and_nothing_that_cannot_be_read_back(calibrated: Calibrated):
+    camera = calibrated.result.camera
+    assert (camera.name, camera.black, camera.white) == ("NIKON TEST", 601.0, WHITE)
+    sensor = camera.sensor
+    assert (sensor.cfa, sensor.black, sensor.white) == ("GRBG", (600, 601, 602, 601), 16383)
+    np.testing.assert_allclose(sensor.color_matrix, make_frame().color_matrix, atol=1e-4)
+    assert read_camera(str(calibrated.folder / "camera.json")) == camera
+    assert sorted(path.name for path in calibrated.folder.iterdir()) == ["camera.json", "camera.png"]
+    assert calibrated.result.remarks == ()
+
+
+def test_the_picture_has_a_row_of_plots_for_each_iso(calibrated: Calibrated):
+    with Image.open(calibrated.result.picture) as image:
+        pixels = np.asarray(image.convert("RGB")).astype(int)
+    assert pixels.shape == (3 * 340, 1200, 3)
+    red = (pixels[:, :, 0] > 180) & (pixels[:, :, 1] < 90)
+    for row in range(3):
+        for column in range(3):
+            assert red[340 * row : 340 * (row + 1), 400 * column : 400 * (column + 1)].sum() > 100, "a fit is drawn"
+
+
+def test_without_flat_frames_all_but_the_gain_is_measured(copy: Path, calibrated: Calibrated):
+    noise = calibrate(Calibration(str(copy / "dark"), str(copy / "dark.json"))).camera.by_iso[200]
+    full = calibrated.result.camera.by_iso[200]
+    assert (noise.gain, noise.standard_errors.gain) == (None, None)
+    assert replace(noise, gain=full.gain, standard_errors=full.standard_errors) == full
+
+
+def test_the_gain_of_an_iso_without_flat_frames_is_interpolated(copy: Path, frames: Path):
+    for path in (frames / "dark").glob("3200_*"):
+        shutil.copy(path, copy / "dark")
+    camera = calibrate(Calibration(str(copy / "dark"), str(copy / "camera.json"), str(copy / "flat"))).camera
+    assert camera.by_iso[3200].gain == pytest.approx(8.0, rel=0.02)
+    assert camera.by_iso[3200].standard_errors.gain is None and camera.by_iso[200].standard_errors.gain > 0
+
+
+@pytest.mark.parametrize(("iso", "gain"), [(100, 0.1), (400, 0.8), (1600, 6.4), (50, 0.05), (3200, 12.8)])
+def test_gains_are_interpolated_in_the_logarithm_of_the_iso(iso: int, gain: float):
+    """Between 0.001 DN/e- per ISO at 100 and 0.004 at 1600; half-way is ISO 400."""
+    assert interpolate_gain(iso, {100: 0.1, 1600: 6.4}) == pytest.approx(gain)
+
+
+def test_frames_that_are_not_used_are_named(copy: Path):
+    rng = np.random.default_rng(1)
+    write_dng(copy / "flat" / "single.dng", capture(200, flat(0.1), rng, 0.033))
+    write_dng(copy / "flat" / "other.dng", capture(800, flat(0.1), rng, 0.01))
+    (copy / "dark" / "notes.txt").touch()
+    (copy / "dark" / ".DS_Store").touch()
+    config = Calibration(str(copy / "dark"), str(copy / "camera.json"), str(copy / "flat"))
+    assert calibrate(config).remarks == (
+        f"left out, not a raw file: {copy / 'dark' / 'notes.txt'}",
+        f"left out, no second frame of its exposure: {copy / 'flat' / 'single.dng'}",
+        "left out: 1 flat frames at ISO 800, at which there are no dark frames",
+    )
+
+
+def test_what_moves_between_two_flat_frames_does_not_count(copy: Path):
+    for path in (copy / "flat").glob("*_1.dng"):
+        frame = read_raw(path)
+        mosaic = frame.mosaic.copy()
+        mosaic[:64, :64] = mosaic[:64, :64] * np.linspace(0.8, 1, 64)
+        write_dng(path, replace(frame, mosaic=mosaic))
+    config = Calibration(str(copy / "dark"), str(copy / "camera.json"), str(copy / "flat"))
+    assert calibrate(config).camera.by_iso[200].gain == pytest.approx(0.5, rel=0.03)
+
+
+def test_saturation_below_the_white_level_does_not_count(copy: Path):
+    """Frames of which the brightest third saturates at half of the range."""
+    for path in (copy / "flat").iterdir():
+        frame = read_raw(path)
+        write_dng(path, replace(frame, mosaic=np.minimum(frame.mosaic, 8000)))
+    config = Calibration(str(copy / "dark"), str(copy / "camera.json"), str(copy / "flat"))
+    assert calibrate(config).camera.by_iso[200].gain == pytest.approx(0.5, rel=0.02)
+
+
+def test_poor_fits_are_remarked_upon(copy: Path):
+    rng = np.random.default_rng(2)
+    for path in (copy / "flat").glob("*_1.dng"):
+        frame = read_raw(path)
+        texture = 1 + 0.2 * np.sin(np.arange(SIZE[1]) / 9) * np.linspace(0, 1, SIZE[0])[:, None]
+        write_dng(path, replace(frame, mosaic=(frame.mosaic * texture).clip(0, WHITE).astype(np.uint16)))
+    for path in (copy / "dark").iterdir():
+        frame = read_raw(path)
+        flicker = 12 * rng.integers(0, 2, SIZE) + 12
+        write_dng(path, replace(frame, mosaic=(frame.mosaic + flicker).astype(np.uint16)))
+    remarks = calibrate(Calibration(str(copy / "dark"), str(copy / "camera.json"), str(copy / "flat"))).remarks
+    assert len(remarks) == 3
+    assert "variances of the flat frames scatter" in remarks[0]
+    assert "DN from the file's black level" in remarks[1]
+    assert "hardly a Tukey-lambda distribution" in remarks[2]
+
+
+def change(path: Path, edit: Callable[[np.ndarray], np.ndarray], **metadata) -> None:
+    frame = read_raw(path)
+    mosaic = edit(frame.mosaic.astype(float)).clip(0, frame.white).astype(np.uint16)
+    write_dng(path, replace(frame, mosaic=mosaic, **metadata))
+
+
+def leak(strength: float) -> Callable[[np.ndarray], np.ndarray]:
+    """Light from the left edge, `strength` DN there."""
+    return lambda mosaic: mosaic + strength * np.exp(-np.arange(SIZE[1]) / 60)
+
+
+@pytest.mark.parametrize(
+    ("edit", "match"),
+    [
+        (leak(20), r"200_03\.dng: its level varies by .* DN over the frame, at a noise of .* light has leaked in"),
+        (
+            lambda mosaic: mosaic + 200,
+            r"200_03\.dng: its mean is 20\d\.\d DN from the black level; expected at most 47",
+        ),
+        (lambda mosaic: mosaic - 601, r"200_03\.dng: 2\d% of its sensels are 0"),
+    ],
+    ids=["light from one side", "light everywhere", "black subtracted"],
+)
+def test_a_dark_frame_with_light_in_it_is_refused(copy: Path, edit: Callable, match: str):
+    levels = {"black": (0.0,) * 4, "white": WHITE - 601} if "are 0" in match else {}
+    change(copy / "dark" / "200_03.dng", edit, **levels)
+    refused(copy, match)
+
+
+def test_a_flat_frame_among_the_dark_ones_is_refused(copy: Path):
+    shutil.copy(copy / "flat" / "200_0.02_0.dng", copy / "dark")
+    refused(copy, r"200_0\.02_0\.dng: its mean is \d+\.\d DN from the black level")
+
+
+def test_too_few_dark_frames_are_refused(copy: Path):
+    for path in sorted((copy / "dark").iterdir())[1:]:
+        path.unlink()
+    refused(copy, r"--dark .*dark: 1 frame at ISO 200; expected at least 4")
+    write_dng(copy / "dark" / "b.dng", capture(800, 0.0, np.random.default_rng(0), 0.1))
+    refused(copy, r"1 frame at ISO 200")
+
+
+@pytest.mark.parametrize(
+    ("metadata", "match"),
+    [
+        ({"camera": "NIKON OTHER"}, "NIKON OTHER, 256x384, GRBG, .*of one camera and mode, but .* is NIKON TEST"),
+        ({"cfa": "RGGB"}, "NIKON TEST, 256x384, RGGB, .*of one camera and mode"),
+        ({"white": 4095.0}, "NIKON TEST, 256x384, GRBG, levels 601 to 4095; expected all frames of one camera"),
+    ],
+    ids=["camera", "phase", "bits"],
+)
+@pytest.mark.parametrize("folder", ["dark", "flat"])
+def test_frames_of_two_cameras_are_refused(copy: Path, folder: str, metadata: dict, match: str):
+    path = sorted((copy / folder).iterdir())[-1 if folder == "dark" else 0]
+    change(path, lambda mosaic: mosaic, **metadata)
+    refused(copy, rf"{path.name}: {match}")
+
+
+def test_frames_of_another_size_are_refused(copy: Path):
+    change(copy / "dark" / "200_05.dng", lambda mosaic: mosaic[:-2])
+    refused(copy, r"200_05\.dng: NIKON TEST, 254x384")
+
+
+def test_saturated_and_too_dark_flat_frames_are_refused(copy: Path):
+    rng = np.random.default_rng(4)
+    for path in (copy / "flat").iterdir():
+        signal = 20.0 if "0.004" in path.name else WHITE + 2000
+        write_dng(path, capture(200, signal, rng, float(path.name.split("_")[1])))
+    refused(copy, r"--flat .*at ISO 200 cannot be used, 80% of it is near white or saturated, 20% near black; expected")
+
+
+def test_flat_frames_that_cannot_be_paired_are_refused(copy: Path):
+    for path in (copy / "flat").glob("*_1.dng"):
+        path.unlink()
+    refused(copy, r"--flat .*flat: no two frames of one exposure at ISO 200")
+
+
+def test_flat_frames_of_other_isos_are_refused(copy: Path, frames: Path):
+    for path in (copy / "flat").iterdir():
+        path.unlink()
+    for path in (frames / "flat").glob("800_*"):
+        shutil.copy(path, copy / "flat")
+    refused(copy, r"--flat .*flat: no frames at ISO 200, those of the dark frames")
+
+
+def test_frames_without_noise_are_refused(copy: Path):
+    """As a camera that removes noise might write them."""
+    for number, path in enumerate(sorted((copy / "flat").iterdir())):
+        change(path, lambda mosaic, number=number: 601 + flat(0.2) + number)
+    refused(copy, r"--flat .*at ISO 200 the noise does not grow with the light")
+    for number, path in enumerate(sorted((copy / "dark").iterdir())):
+        change(path, lambda mosaic, number=number: np.where(np.arange(SIZE[1]) == number, 602, 0 * mosaic + 601))
+    refused(copy, r"--dark .*dark: the frames at ISO 200 hardly differ, their variance is 0\.00\d+ DN²")
+
+
+def test_the_same_frame_twice_is_refused(copy: Path):
+    shutil.copy(copy / "dark" / "200_00.dng", copy / "dark" / "copy.dng")
+    refused(copy, r"copy\.dng: the same pixels as .*200_00\.dng")
+
+
+def test_a_frame_without_an_iso_is_refused(copy: Path):
+    change(copy / "dark" / "200_07.dng", lambda mosaic: mosaic, iso=None)
+    refused(copy, r"200_07\.dng: no ISO in the file")
+
+
+def test_folders_without_raw_files_are_refused(copy: Path):
+    for path in (copy / "dark").iterdir():
+        path.unlink()
+    refused(copy, r"--dark .*dark: is empty; expected raw files")
+    Image.new("RGB", (300, 300)).save(copy / "dark" / "dark.jpg")
+    refused(copy, r"--dark .*dark: none of its 1 files is a raw file")
+    (copy / "dark" / "dark.nef").write_bytes(b"no raw file" * 100)
+    refused(copy, r"dark\.nef: not a raw file")
+    shutil.rmtree(copy / "dark")
+    refused(copy, r"--dark .*dark: no such folder")
+
+
+def test_tiny_frames_are_refused(tmp_path: Path):
+    (tmp_path / "dark").mkdir()
+    for number in range(4):
+        rng = np.random.default_rng(number)
+        frame = make_frame(mosaic=rng.integers(505, 520, (48, 300), dtype=np.uint16))
+        write_dng(tmp_path / "dark" / f"{number}.dng", frame)
+    refused(tmp_path, r"0\.dng: 48x300 sensels; expected at least 128 on each side", flat=False)
+
+
+def test_a_failure_leaves_an_older_file_as_it_was(copy: Path):
+    out = copy / "camera.json"
+    out.write_text("older")
+    change(copy / "dark" / "200_03.dng", leak(100))
+    with pytest.raises(InputError, match="light has leaked in"):
+        calibrate(Calibration(str(copy / "dark"), str(out), str(copy / "flat")))
+    assert out.read_text() == "older" and not (copy / "camera.png").exists()
+
+
+def test_the_job_prints_a_line_per_iso_and_a_mistake_is_one_line(copy: Path):
+    command = [sys.executable, JOB, "--dark", copy / "dark", "--out", copy / "camera.json"]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert (
+        "NIKON TEST, in DN from black 601 to white 16383:\nISO 200: gain unknown; read noise: lambda -0.1"
+        in done.stdout
+    )
+    assert "without --flat the gain is unknown" in done.stdout
+    command[-1] = copy / "camera.txt"
+    wrong = subprocess.run(command, capture_output=True, text=True)
+    assert wrong.returncode == 2
+    assert wrong.stderr == f"error: --out {copy / 'camera.txt'}: expected the name of a file that ends in .json\n"
+
+
+def test_every_parameter_has_a_standard_error(calibrated: Calibrated):
+    for noise in calibrated.result.camera.by_iso.values():
+        assert [field.name for field in fields(noise)][:-1] == [f.name for f in fields(noise.standard_errors)]
+        assert all(error is not None and error >= 0 for error in astuple(noise.standard_errors))
+    content = json.loads((calibrated.folder / "camera.json").read_text())
+    assert (content["format"], content["version"]) == ("lsid-ray camera noise", 1)
