@@ -1,9 +1,9 @@
 """python jobs/calibrate.py --dark dark --flat flat --out camera.json
 
 Measures the noise of your camera at each ISO, from raw files taken with the lens cap on (--dark) and of an evenly lit
-surface (--flat): gain, read noise, row noise, error of the black level, each with its standard error. Takes some
-seconds per frame. Prints a line per ISO and what was left out, writes camera.json, for `jobs/synthesize.py --camera`,
-and camera.png, which shows the fits.
+surface (--flat): gain, read noise, row noise, error of the black level, each with its standard error. Takes about a
+second per frame of 24 megapixels. Prints a line per ISO and what was left out; writes camera.json, for
+`jobs/synthesize.py --camera`, and camera.png, which shows the fits.
 """
 
 from lsid_ray.commandline import parse, run_job

@@ -70,6 +70,7 @@ ISO = ("by_iso", "100")
         (edited("sensor", "black", value=[600]), "1 black levels for the 4 CFA positions"),
         (edited("sensor", "white", value=70000), "white level 70000: expected 0 <= black < white <= 65535"),
         (edited("sensor", "color_matrix", value=[[1.0, 0.0], [0.0, 1.0]]), "color_matrix: expected 3 rows of 3"),
+        (edited("sensor", "color_matrix", value=[[1.0, 2.0, 3.0]] * 3), "color_matrix cannot be inverted"),
         (lambda content: content.pop("name"), "name: is missing"),
         (lambda content: content["by_iso"]["6400"].pop("gain"), "by_iso.6400.gain: is missing"),
     ],

@@ -8,14 +8,21 @@ import pytest
 import tifffile
 from PIL import Image
 from skimage import color, data
-from test_dng import make_frame
+from test_dng import XTRANS, make_frame
 
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import read_raw
 from lsid_ray.raw.mosaic import pack
 from lsid_ray.raw.render import reference_rendering
-from lsid_ray.synthesis.photograph import area_mean, frame_from_photograph, linear_from_srgb, linear_rgb
+from lsid_ray.synthesis.camera import Sensor
+from lsid_ray.synthesis.photograph import (
+    A7S2_SENSOR,
+    area_mean,
+    frame_from_photograph,
+    linear_from_srgb,
+    linear_rgb,
+)
 
 GAINS = (2.05, 2.45)
 
@@ -29,16 +36,36 @@ def smooth_photo() -> np.ndarray:
     return np.rint(area_mean(data.chelsea(), 150, 225)).astype(np.uint8)
 
 
-def test_libraws_rendering_of_the_frame_looks_like_the_photograph(tmp_path):
-    photo = smooth_photo()
+NIKON = ((0.902, -0.289, -0.0714), (-0.4535, 1.2436, 0.2348), (-0.0934, 0.1918, 0.7086))
+
+
+@pytest.mark.parametrize(
+    "sensor",
+    [
+        A7S2_SENSOR,
+        Sensor("GBRG", (600, 500, 700, 600), 15000, NIKON),
+        Sensor(XTRANS, (1024,) * 36, 16383, NIKON),
+    ],
+    ids=["A7S II", "Nikon", "X-Trans"],
+)
+def test_libraws_rendering_of_the_frame_looks_like_the_photograph(tmp_path, sensor: Sensor):
+    photo = smooth_photo() if len(sensor.cfa) == 4 else smooth_photo().repeat(4, axis=0).repeat(4, axis=1)
     Image.fromarray(photo).save(tmp_path / "cat.png")
-    write_dng(tmp_path / "cat.dng", frame_from_photograph(tmp_path / "cat.png", GAINS))
+    frame = frame_from_photograph(tmp_path / "cat.png", GAINS, sensor=sensor, camera="NIKON TEST")
+    assert (frame.cfa, frame.black, frame.white) == (sensor.cfa, sensor.black, sensor.white)
+    write_dng(tmp_path / "cat.dng", frame)
     rendered = reference_rendering(tmp_path / "cat.dng") / 65535
     # LibRaw encodes with the BT.709 curve, the photograph with sRGB's; the BT.709 comparison is the stricter one.
     linear = linear_from_srgb(photo / 255)
     bt709 = np.where(linear < 0.018, 4.5 * linear, 1.099 * np.maximum(linear, 1e-9) ** 0.45 - 0.099)
     assert psnr(rendered, bt709) > 33
     assert psnr(rendered, photo / 255) > 24
+
+
+def test_a_photograph_too_small_for_libraws_rendering_of_x_trans_is_refused(tmp_path):
+    Image.fromarray(smooth_photo()).save(tmp_path / "cat.png")
+    with pytest.raises(InputError, match=r"cat\.png: 150x225 pixels; expected at least 512 on each side"):
+        frame_from_photograph(tmp_path / "cat.png", GAINS, sensor=Sensor(XTRANS, (1024,) * 36, 16383, NIKON))
 
 
 @pytest.mark.parametrize("gains", [(1.8, 2.9), (2.7, 1.9)])

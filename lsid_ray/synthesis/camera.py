@@ -4,11 +4,14 @@ import math
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
+
 from lsid_ray.errors import InputError
 from lsid_ray.raw.mosaic import layout_of
 
 MIN_LAMBDA, MAX_LAMBDA = -0.5, 1.0  # below, the variance is infinite; from there on there are no tails
 MAX_ISO = 10_000_000
+MIN_DETERMINANT = 1e-4  # of a color matrix; that of the A7S II is 0.37
 
 
 @dataclass(frozen=True)
@@ -90,6 +93,8 @@ class Sensor:
             return "color_matrix: expected 3 rows of 3"
         if not all(math.isfinite(value) for row in self.color_matrix for value in row):
             return "color_matrix: a value is not finite"
+        if np.any(self.color_matrix) and abs(np.linalg.det(self.color_matrix)) < MIN_DETERMINANT:
+            return "color_matrix cannot be inverted: expected that of a camera, or zeros"
         return ""
 
 

@@ -13,12 +13,12 @@ from PIL import Image, ImageOps
 from lsid_ray.errors import InputError
 from lsid_ray.raw.color import A7S2_COLOR_MATRIX, XYZ_FROM_SRGB, srgb_from_camera
 from lsid_ray.raw.frame import RawFrame, read_raw
-from lsid_ray.raw.mosaic import BAYER, layout_of, pack, pack_black, unpack
+from lsid_ray.raw.mosaic import BAYER, XTRANS, layout_of, pack, pack_black, unpack
 from lsid_ray.synthesis.camera import Sensor
 
 TIFF_SUFFIXES = (".tif", ".tiff")
 PHOTO_SUFFIXES = (".png", ".jpg", ".jpeg", *TIFF_SUFFIXES)
-MIN_SIDE = 64  # pixels
+MIN_SIDE, MIN_XTRANS_SIDE = 64, 512  # pixels; LibRaw renders no smaller X-Trans frames
 MAX_PIXELS = 2 * Image.MAX_IMAGE_PIXELS  # above which Pillow refuses to decode
 
 A7S2_SENSOR = Sensor("RGGB", (512,) * 4, 16383, A7S2_COLOR_MATRIX)
@@ -36,13 +36,16 @@ def frame_from_photograph(
     A raw file is used as it is. Any other file becomes what a camera with `sensor` would have recorded: linear sRGB,
     converted to camera RGB by the inverse of LibRaw's color conversion, divided by the gains of R and B, sampled by its
     CFA. LibRaw's rendering of the frame then looks like the photograph. With a `max_side`, a photograph with a longer
-    side is downscaled by area averaging. Raises InputError if the file is unreadable or a side is below 64 pixels.
+    side is downscaled by area averaging. Raises InputError if the file is unreadable or a side is below 64
+    pixels, of a photograph for an X-Trans sensor below 512.
     """
     if path.suffix.lower() in PHOTO_SUFFIXES:
         rgb = linear_rgb(path)
         _check_size(path, *rgb.shape[:2])
         if 0 < max_side < max(rgb.shape):
             rgb = area_mean(rgb, *_downscaled_size(*rgb.shape[:2], max_side))
+        if layout_of(sensor.cfa) == XTRANS:
+            _check_size(path, *rgb.shape[:2], MIN_XTRANS_SIDE)
         frame = _sample_mosaic(rgb, white_balance, sensor, camera, path.name)
     else:
         frame = read_raw(path)
@@ -105,9 +108,9 @@ def _downscaled_size(height: int, width: int, max_side: int) -> tuple[int, int]:
     return max(round(height * scale), 1), max(round(width * scale), 1)
 
 
-def _check_size(path: Path, height: int, width: int) -> None:
-    if min(height, width) < MIN_SIDE:
-        raise InputError(f"{path}: {height}x{width} pixels; expected at least {MIN_SIDE} on each side")
+def _check_size(path: Path, height: int, width: int, minimum: int = MIN_SIDE) -> None:
+    if min(height, width) < minimum:
+        raise InputError(f"{path}: {height}x{width} pixels; expected at least {minimum} on each side")
 
 
 def linear_rgb(path: Path) -> np.ndarray:
