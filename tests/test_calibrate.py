@@ -11,10 +11,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import Store
 from PIL import Image
 from scipy import stats
 from test_dng import XTRANS, make_frame
 
+from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import RawFrame, read_raw
@@ -430,3 +432,11 @@ def test_every_parameter_has_a_standard_error(calibrated: Calibrated):
         assert all(error is not None and error >= 0 for error in astuple(noise.standard_errors))
     content = json.loads((calibrated.folder / "camera.json").read_text())
     assert (content["format"], content["version"]) == ("lsid-ray camera noise", 1)
+
+
+def test_frames_and_file_may_be_in_an_object_store(copy: Path, store: Store):
+    for path in sorted((copy / "dark").iterdir())[:4]:
+        storage.copy_file(path, storage.to_path(f"s3://bucket/test/dark/{path.name}"))
+    result = calibrate(Calibration("s3://bucket/test/dark", "s3://bucket/test/camera.json"))
+    assert read_camera("s3://bucket/test/camera.json") == result.camera
+    assert storage.to_path("s3://bucket/test/camera.png").stat().st_size > 10_000

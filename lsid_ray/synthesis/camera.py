@@ -11,7 +11,7 @@ from lsid_ray.raw.mosaic import layout_of
 
 MIN_LAMBDA, MAX_LAMBDA = -0.5, 1.0  # below, the variance is infinite; from there on there are no tails
 MAX_ISO = 10_000_000
-MIN_DETERMINANT = 1e-4  # of a color matrix; that of the A7S II is 0.37
+MIN_DETERMINANT = 1e-4  # of a color matrix; that of the A7S II is 0.33
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ MAX_LEVEL, MIN_LEVEL = 0.75, 0.005  # of the range from black to white; between 
 MIN_BLOCKS = 16
 SATURATED_SHARE = 1e-3  # of a frame's sensels: so many at its highest value are saturated,
 MIN_SATURATION = 0.25  # if it is above this share of the range
-HUBER = 1.345  # residuals beyond so many standard deviations lose weight
+HUBER = 2.5  # residuals beyond so many standard deviations lose weight
 
 
 @dataclass(frozen=True, eq=False)
