@@ -56,8 +56,8 @@ def training_pair(batch: Batch, config: GeneratorConfig) -> tuple[Tensor, Tensor
     target = torch.stack([flip_image(i, f, layout) for i, f in zip(batch.long.float() / 65535, flips, strict=True)])
     if config.color_matrix:
         for image, matrix in zip(target, batch.srgb_from_camera, strict=True):
-            if not _close(matrix, REFERENCE_MATRIX):
-                image.copy_(_apply_color_matrix(image, REFERENCE_MATRIX @ torch.linalg.inv(matrix)))
+            if not is_reference(matrix):
+                image.copy_(apply_color_matrix(image, REFERENCE_MATRIX @ torch.linalg.inv(matrix)))
     return planes, F.avg_pool2d(target, 2) if config.output == "half" else target
 
 
@@ -121,17 +121,17 @@ def to_camera_colors(image: Tensor, matrix: Tensor, config: GeneratorConfig) -> 
 
     matrix: `srgb_from_camera` of that camera, (3, 3), on the CPU. LibRaw's rendering applies it to linear colors.
     """
-    if not config.color_matrix or _close(matrix, REFERENCE_MATRIX):
+    if not config.color_matrix or is_reference(matrix):
         return image
-    return _apply_color_matrix(image, matrix @ torch.linalg.inv(REFERENCE_MATRIX))
+    return apply_color_matrix(image, matrix @ torch.linalg.inv(REFERENCE_MATRIX))
 
 
-def _close(matrix: Tensor, other: Tensor) -> bool:
-    """Whether two color matrices are equal to the precision of camera files."""
-    return bool((matrix - other).abs().max() < 2e-3)
+def is_reference(matrix: Tensor) -> Tensor:
+    """Whether a color matrix (3, 3) is that of the reference camera to the precision of camera files: () bool."""
+    return (matrix - REFERENCE_MATRIX).abs().max() < 2e-3
 
 
-def _apply_color_matrix(image: Tensor, matrix: Tensor) -> Tensor:
+def apply_color_matrix(image: Tensor, matrix: Tensor) -> Tensor:
     """Apply `matrix` (3, 3) to the linear light of an image (3, H, W) that has the rendering's tone curve.
 
     Values below 0 and above 1 are kept, so that the inverse matrix undoes it.
