@@ -17,20 +17,22 @@ from lsid_ray.evaluate.evaluation import evaluate
 from lsid_ray.evaluate.report import table
 from lsid_ray.progress import counter, training_progress
 from lsid_ray.train.prepare import prepare
+from lsid_ray.train.tracker import check_tracker, parse_tracker
 from lsid_ray.train.trainer import train
 
 
 def main() -> None:
     """Read the command line, prepare the data, train, evaluate."""
     command = parse_experiment(__doc__)
-    experiment = command.experiment
+    experiment, tracker = command.experiment, parse_tracker(command.track)
     check_experiment(experiment)
     print(to_json(experiment), flush=True)
     if command.dry_run:
         return
+    check_tracker(tracker)
     shards, failures = prepare(experiment, print, lambda: counter("packing", "files"))
     with training_progress() as show:
-        run = train(experiment, shards, on_event=show)
+        run = train(experiment, shards, on_event=show, tracker=tracker)
     print(f"best checkpoint: {run.best} (epoch {run.metrics['epoch']}, validation {run.metrics['psnr_db']:.2f} dB)")
     with counter("evaluating on the test split", "frames") as progress:
         result = evaluate(

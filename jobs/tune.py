@@ -28,6 +28,7 @@ from lsid_ray.sweep.tuner import run_trials
 from lsid_ray.train.initial_weights import with_absolute_init
 from lsid_ray.train.lock import locked
 from lsid_ray.train.prepare import prepare
+from lsid_ray.train.tracker import check_tracker, parse_tracker
 
 
 def main() -> None:
@@ -37,14 +38,15 @@ def main() -> None:
     check_experiment(experiment)
     check_sweep(sweep, experiment)
     experiment = with_metrics(experiment, sweep)
-    space = read_space(search, experiment)
+    space, tracker = read_space(search, experiment), parse_tracker(command.track, group=experiment.name)
     print(to_json(experiment))
     print(json.dumps({"search": {dimension.field: dimension.text for dimension in space}}, indent=2), flush=True)
     if command.dry_run:
         return
+    check_tracker(tracker)
     shards, failures = prepare(experiment, print, lambda: counter("packing", "files"))
     folder = storage.to_path(experiment.storage).resolve() / experiment.name
-    definition = SweepDefinition(folder, experiment, space, sweep, str(storage.to_path(shards).resolve()))
+    definition = SweepDefinition(folder, experiment, space, sweep, str(storage.to_path(shards).resolve()), tracker)
     with locked(folder, print):
         claim_sweep(definition)
         with live_table() as show:

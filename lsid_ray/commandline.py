@@ -29,6 +29,8 @@ class ExperimentCommand:
     """A preset with fields overridden."""
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
+    track: str = ""
+    """Where the run is also logged: mlflow:URI (http://HOST:5000, sqlite:///FILE) or wandb:PROJECT."""
     dry_run: bool = False
     """Print the resolved experiment and stop."""
 
@@ -85,6 +87,8 @@ class SweepCommand:
 
     experiment: Annotated[Experiment, tyro.conf.arg(name="")]
     sweep: Annotated[SweepConfig, tyro.conf.arg(name="")] = field(default_factory=SweepConfig)
+    track: str = ""
+    """Where each trial is also logged: mlflow:URI (http://HOST:5000, sqlite:///FILE) or wandb:PROJECT."""
     dry_run: bool = False
     """Print the resolved sweep and stop."""
 

@@ -110,7 +110,7 @@ def compare_best(
 
     def train_and_test(name: str, parameters: Parameters, folder: str) -> TestedTrial:
         experiment = definition.trial_experiment(name, parameters)
-        run = train(experiment, definition.shards, on_event=on_event, until_epoch=epochs)
+        run = train(experiment, definition.shards, on_event=on_event, until_epoch=epochs, tracker=definition.tracker)
         summary, report = score(run.folder, "test", definition.folder / folder, 6)
         return TestedTrial({ADV_WEIGHT: e.loss.adv_weight, **parameters}, summary, report)
 

@@ -19,6 +19,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 from lsid_ray.sweep.space import Dimension, Parameters, with_parameters
 from lsid_ray.train.run_log import read_events
+from lsid_ray.train.tracker import Tracker
 
 DEFINITION = "sweep-definition.json"
 FIXED_OPTIONS = ("searcher", "scheduler", "grace_epochs", "keep", "trial_epochs", "zero_every", "seed")
@@ -35,6 +36,8 @@ class SweepDefinition:
     sweep: SweepConfig
     shards: str
     """Absolute path of the folder of shards."""
+    tracker: Tracker | None = None
+    """Where the trials are logged besides their folders."""
 
     @property
     def trial_epochs(self) -> int:

@@ -144,6 +144,7 @@ class _TrialDriver(tune.Trainable):
                 self.definition.shards,
                 on_event=self._on_event,
                 until_epoch=self.definition.trial_epochs,
+                tracker=self.definition.tracker,
             )
         except Exception as error:  # a failed trial is a result of the sweep
             reason = str(error) or type(error).__name__

@@ -29,6 +29,12 @@ Event = dict[str, Any]
 SHOWN_ONLY = ("waiting", "warning")
 
 
+def scalars(event: Event) -> dict[str, float]:
+    """What of an event is shown as a curve: "train/l1", "validation/psnr_db" and so on."""
+    values = {f"{event['kind']}/{name}": value for name, value in event.items() if name != "time"}
+    return {name: value for name, value in values.items() if isinstance(value, float)}
+
+
 class EventBuffer:
     """An actor that holds the events and heartbeats of the workers until the driver takes them.
 

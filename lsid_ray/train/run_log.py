@@ -15,7 +15,7 @@ from lsid_ray import storage
 from lsid_ray.errors import InputError
 from lsid_ray.object_store import RemotePath
 from lsid_ray.storage import AnyPath
-from lsid_ray.train.events import SHOWN_ONLY, Event
+from lsid_ray.train.events import SHOWN_ONLY, Event, scalars
 from lsid_ray.train.run_folder import saved_checkpoints
 
 LOG = "metrics.jsonl"
@@ -128,7 +128,6 @@ class RunLog:
             # Replaces what was shown of the steps that will be repeated; a resumed run has done its first step.
             first = event["step"] + (event["kind"] == "start")
             self.tensorboard = SummaryWriter(str(self.local / "tensorboard"), purge_step=first)
-        for name, value in event.items():
-            if isinstance(value, float) and name != "time":
-                self.tensorboard.add_scalar(f"{event['kind']}/{name}", value, event["step"])
+        for name, value in scalars(event).items():
+            self.tensorboard.add_scalar(name, value, event["step"])
         self.tensorboard.flush()

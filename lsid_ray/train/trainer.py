@@ -44,6 +44,8 @@ from lsid_ray.train.run_folder import (
     saved_checkpoints,
 )
 from lsid_ray.train.run_log import RunLog, open_log
+from lsid_ray.train.tracker import Tracker
+from lsid_ray.train.tracking import tracking
 
 WAIT_S = 1.0  # between looks for the end of an attempt
 NEVER_S = 1e9
@@ -65,12 +67,14 @@ def train(
     shards_folder: str,
     on_event: Callable[[Event], None] = lambda event: None,
     until_epoch: int | None = None,
+    tracker: Tracker | None = None,
 ) -> Run:
     """Train an experiment on the connected cluster; a run of the same name resumes from its latest checkpoint.
 
     on_event: called from a thread with each event (see `train.events`).
     until_epoch: stop after this epoch, a multiple of `training.validate_every`, while all schedules follow
         `training.epochs`; a later call with a greater one, or with None, continues as if there had been no stop.
+    tracker: where the run is logged besides its folder.
     Creating the file `stop` in the run's folder ends the run after the current step, with its best checkpoint so far;
     Ctrl-C (KeyboardInterrupt) also saves a checkpoint first, a second one does not wait for that.
     If a worker fails, the run restarts from its latest checkpoint, unless the error is deterministic (see `failures`).
@@ -104,7 +108,7 @@ def train(
             if reason := measures.not_measured.get(name):
                 on_event({"kind": "warning", "message": f"{name} is {reason}"})
         (folder / STOP).unlink(missing_ok=True)
-        with open_log(folder, on_event) as log:
+        with tracking(tracker, folder, experiment, on_event) as on_event, open_log(folder, on_event) as log:
             epochs = min(until_epoch or experiment.training.epochs, experiment.training.epochs)
             stop_step, shared = schedule.steps_per_epoch * epochs, ray.put(measures)
             _train(experiment, shards, schedule, folder, log, stop_step, shared, is_taken)
