@@ -5,27 +5,28 @@ Source: Andersson et al. 2020, "FLIP: A Difference Evaluator for Alternating Ima
 the contrast sensitivity of the eye and a difference of edges and points, as someone sees it who flips between the
 images on a 0.7 m wide 4K display at 0.7 m (67 pixels per degree); the score is the mean.
 
-On eighteen photographs tiled to SID's size, 2848 x 4256 pixels, one thread:
+Eighteen photographs tiled to SID's size, 2848 x 4256 pixels; ColorVideoVDP in JOD (10 is invisible), on one of them,
+512 x 768, where it differs from the full size by at most 0.3:
 
-    fault                 FLIP   ColorVideoVDP   PSNR        (ColorVideoVDP: at 512 x 768; JOD, 10 is invisible)
-    blur, sigma 0.5 px    .024   9.89            36.5 dB
-    blur, sigma 1 px      .059   9.02            27.7
-    blur, sigma 2 px      .111   7.35            24.4
-    blur, sigma 4 px      .174   5.86            22.3
-    noise, sigma 0.01     .031   9.98            40.0
-    noise, sigma 0.03     .070   9.80            30.5
-    noise, sigma 0.1      .182   8.54            20.2
-    red + 0.02            .077   9.93            38.8
-    red + 0.05            .149   9.81            30.9
-    all + 0.02            .120   9.95            34.0
-    all + 0.05            FLIPB  9.73            PSNRB
-    shift by 1 px         FLIP1  8.23            PSNR1
-    shift by 4 px         FLIP4  5.92            PSNR4
-    seconds, memory       14 s, 0.1 GiB in strips;   59 s, 5.8 GB
+    fault                FLIP   ColorVideoVDP   PSNR, dB
+    blur, sigma 0.5 px   .024   9.89            36.5
+    blur, sigma 1 px     .059   9.02            27.7
+    blur, sigma 2 px     .111   7.35            24.4
+    blur, sigma 4 px     .174   5.86            22.3
+    noise, sigma 0.01    .031   9.98            40.0
+    noise, sigma 0.03    .070   9.80            30.5
+    noise, sigma 0.1     .182   8.54            20.2
+    red + 0.02           .077   9.93            38.8
+    red + 0.05           .149   9.81            30.9
+    all + 0.02           .120   9.95            34.0
+    all + 0.05           .218   9.73            26.1
+    shift by 1 px        .087   8.23            24.2
+    shift by 4 px        .194   5.92            19.2
 
-So FLIP is strict about color and brightness, where ColorVideoVDP is mild, and mild about blur: read it beside the
-texture that is kept. ColorVideoVDP (`cvvdp` 0.5.7) was not taken because it costs four times as much, and because its
-import needs torchvision, huggingface_hub, OpenEXR, imageio and ffmpeg.
+FLIP is strict about color and brightness and mild about blur, so it is read beside the texture that is kept. It takes
+14 to 20 s of one core for such a frame, and 0.2 GiB in strips; ColorVideoVDP (`cvvdp` 0.5.7) 59 s and 5.8 GB, and its
+import needs torchvision, huggingface_hub, OpenEXR, imageio and ffmpeg, which is why it was not taken.
+(2 shared cores of an Intel Xeon, 2026-11-28.)
 """
 
 import math
