@@ -2,8 +2,8 @@
 
     python jobs/evaluate.py runs/demo/best --shards data/demo-shards --split test
 
-Takes a few seconds, plus per frame the time of LibRaw and of the network. Writes report.html with images, report.json
-and scores.csv; prints a table by amplification ratio and, last, the path of the report.
+Takes a few seconds, plus per frame the time of LibRaw, the network and the metrics. Writes report.html with images,
+report.json and scores.csv; prints a table by amplification ratio and, last, the path of the report.
 """
 
 from dataclasses import dataclass

@@ -181,5 +181,5 @@ def fitted_weights() -> Path:
     """The folder of torchmetrics that holds the metrics' fitted weights. Raises: InputError if it is not installed."""
     spec = importlib.util.find_spec("torchmetrics")  # importing it takes seconds
     if spec is None:
-        raise InputError("--metrics needs the package torchmetrics: pip install 'lsid-ray[perceptual]'")
+        raise InputError("LPIPS and DISTS need the package torchmetrics: pip install -e '.[perceptual]'")
     return Path(spec.submodule_search_locations[0], "functional", "image")
