@@ -5,9 +5,10 @@ if the visible area begins at an odd row or column, it moves its corner but not 
 visible once a dark exposure is amplified. Source: DNG 1.4.0.0, BlackLevel, BlackLevelRepeatDim, BlackLevelDeltaH and V.
 """
 
-from collections.abc import Iterator
+import math
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import tifffile
@@ -16,6 +17,8 @@ from lsid_ray.errors import InputError
 from lsid_ray.raw.tiff import active_area, tag_values
 
 REPEAT_DIM, BLACK_LEVEL, DELTA_H, DELTA_V = 50713, 50714, 50715, 50716
+TOLERANCE = 1e-4  # DN; of numbers that tags hold as fractions
+FINE_WHITE = 15000  # DN; half of one, amplified 300 times, is 1% of it
 
 
 @dataclass(frozen=True)
@@ -42,19 +45,49 @@ class BlackLevels:
         return levels + self.rows.reshape(-1, 1) + self.columns
 
 
-def dng_black_levels(
-    path: Path, pages: Iterator[tifffile.TiffPage], shape: tuple[int, int], visible: tuple[int, int, int, int]
-) -> BlackLevels | None:
-    """The levels of the raw page of a DNG; None if it is no DNG or has none.
+class LevelledMosaic(NamedTuple):
+    """A mosaic whose black levels depend on nothing but the position in the CFA."""
 
-    shape: of the whole mosaic. visible: first row and column, and height and width, of LibRaw's visible area.
+    mosaic: np.ndarray
+    """(H, W) uint16, DN."""
+    black: tuple[float, ...]
+    """DN, by CFA position."""
+    white: float
+
+
+def levelled(
+    mosaic: np.ndarray, levels: BlackLevels | None, libraws: tuple[float, ...], white: float
+) -> LevelledMosaic:
+    """The visible mosaic with its black levels by CFA position, those of LibRaw if there are no others.
+
+    If levels depend on more than that position, the difference is taken from the mosaic. Where that is no whole number,
+    all levels of fewer than 14 bits are multiplied: rounded, they would show as stripes in an amplified exposure.
+    """
+    if levels is None:
+        return LevelledMosaic(mosaic, libraws, white)
+    period = math.isqrt(len(libraws))
+    if (black := levels.of_cfa(period)) is not None and black.min() >= 0:
+        return LevelledMosaic(mosaic, tuple(black.ravel().tolist()), white)
+    exact = levels.of_mosaic(*mosaic.shape)
+    first = exact[:period, :period]
+    mean = np.array([[exact[y::period, x::period].mean() for x in range(period)] for y in range(period)])
+    black = np.maximum(first + np.rint(mean - first), first % 1)  # a whole number from the first, and not below 0
+    excess = exact - np.tile(black, [-(-side // period) for side in mosaic.shape])[: mosaic.shape[0], : mosaic.shape[1]]
+    scale = 1 if np.abs(excess - np.rint(excess)).max() < TOLERANCE else math.ceil(FINE_WHITE / white)
+    image = np.rint(scale * (mosaic - excess)).clip(0, 65535).astype(np.uint16)
+    return LevelledMosaic(image, tuple((scale * black).ravel().tolist()), scale * white)
+
+
+def dng_black_levels(path: Path, page: tifffile.TiffPage, visible: tuple[int, int, int, int]) -> BlackLevels | None:
+    """The levels of the raw page of a DNG; None if it has none.
+
+    visible: first row and column, and height and width, of LibRaw's visible area.
     Raises: InputError if their number is none that DNG allows.
     """
-    page = next((page for page in pages if BLACK_LEVEL in page.tags and page.shape[:2] == shape), None)
-    if page is None:
+    if not {BLACK_LEVEL, DELTA_H, DELTA_V} & set(page.tags.keys()):
         return None
     repeat = tuple(map(int, np.ravel(page.tags[REPEAT_DIM].value))) if REPEAT_DIM in page.tags else (1, 1)
-    values = tag_values(page, BLACK_LEVEL)
+    values = tag_values(page, BLACK_LEVEL) if BLACK_LEVEL in page.tags else np.zeros(1)
     if values.size == 1:
         values = np.repeat(values, np.prod(repeat))
     if values.size != np.prod(repeat) or not values.size:

@@ -99,7 +99,10 @@ def _exif_tags(frame: RawFrame) -> list[Tag]:
     if frame.exposure_s is not None:
         tags.append((33434, _RATIONAL, _rationals([frame.exposure_s])))  # ExposureTime
     if frame.iso is not None:
-        tags.append((34855, _SHORT, [min(round(frame.iso), 65535)]))  # ISOSpeedRatings
+        tags.append((34855, _SHORT, [min(round(frame.iso), 65535)]))  # PhotographicSensitivity
+        if frame.iso > 65535:
+            tags.append((34864, _SHORT, [2]))  # SensitivityType: as in the next
+            tags.append((34866, _LONG, [round(frame.iso)]))  # RecommendedExposureIndex
     if frame.aperture is not None:
         tags.append((33437, _RATIONAL, _rationals([frame.aperture])))  # FNumber
     if frame.focal_length_mm is not None:

@@ -13,17 +13,25 @@ import rawpy
 import tifffile
 
 from lsid_ray.errors import InputError
-from lsid_ray.raw.black import BlackLevels, dng_black_levels
+from lsid_ray.raw.black import LevelledMosaic, dng_black_levels, levelled
 from lsid_ray.raw.color import XYZ_FROM_SRGB
 from lsid_ray.raw.diagnosis import diagnose
+from lsid_ray.raw.exposure import exposure_of, shortest_decimal
 from lsid_ray.raw.names import exposure_from_name
-from lsid_ray.raw.tiff import DNG_VERSION, camera_name, check_container, default_crop, tiff_pages
+from lsid_ray.raw.tiff import (
+    DNG_VERSION,
+    camera_name,
+    check_container,
+    default_crop,
+    has_no_orientation,
+    page_remarks,
+    raw_page,
+)
 from lsid_ray.storage import is_utf8
 
 MAX_ZEROS, ZEROS_STEP = 0.02, 5  # share of the sensels, looked at every 5 rows and columns: not always the same color
 MIN_BLACK_OF_ZEROS = 16.0  # noise does not get from there to 0
 MAX_MATRIX = 100.0  # of cameras, values are below 3
-_MAX_EXPOSURE_S = 86400.0  # a longer time means that the tag is damaged
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,6 +69,8 @@ class RawFrame(FrameMetadata):
     focal_length_mm: float | None = None
     taken: datetime | None = None
     """Date and time by the camera's clock, without a time zone."""
+    remarks: tuple[str, ...] = ()
+    """What somebody should know of its file: tags that are damaged, more raw images."""
 
     @property
     def height(self) -> int:
@@ -134,8 +144,7 @@ def frame_from_libraw(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
     """
     path = Path(path)
     cfa, colors = _cfa(raw, path)
-    white = float(raw.white_level)
-    mosaic, cfa, black = _image(raw, path, cfa, colors)
+    cfa, (mosaic, black, white) = _image(raw, path, cfa, colors)
     if not max(black) < white:
         raise InputError(f"{path}: black level {max(black):g} and white level {white:g}; expected black below white")
     zeros = float(np.mean(mosaic[::ZEROS_STEP, ::ZEROS_STEP] == 0))
@@ -144,11 +153,7 @@ def frame_from_libraw(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
             f"{path}: {zeros:.0%} of its sensels are 0, far below the black level of {min(black):g}; expected a whole "
             "image, part of it is missing"
         )
-    shutter_s, iso = _decimal(raw.other.shutter_speed), _decimal(raw.other.iso_speed)
-    aperture, focal_length = _decimal(raw.other.aperture), _decimal(raw.other.focal_length)
-    # LibRaw returns 1 s, f/1 and ISO 0 for a file whose exposure tags are all zero.
-    untagged = (shutter_s, iso, aperture) == (1, 0, 1)
-    exposure_known = 0 < shutter_s < _MAX_EXPOSURE_S and not untagged
+    exposure, focal_length = exposure_of(raw, path), shortest_decimal(raw.other.focal_length)
     return RawFrame(
         mosaic=mosaic,
         cfa=cfa,
@@ -156,14 +161,15 @@ def frame_from_libraw(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
         white=white,
         white_balance=_white_balance(raw),
         color_matrix=_color_matrix(raw, path),
-        orientation=raw.sizes.flip,
+        orientation=0 if has_no_orientation(path) else raw.sizes.flip,
         camera=camera_name(path),
-        iso=iso if 0 < iso < 1e7 else None,
-        exposure_s=shutter_s if exposure_known else exposure_from_name(path.name),
+        iso=exposure.iso,
+        exposure_s=exposure.exposure_s or exposure_from_name(path.name),
         source=path.name,
-        aperture=aperture if 0 < aperture < 1000 and not untagged else None,
+        aperture=exposure.aperture,
         focal_length_mm=focal_length if 0 < focal_length < 1e5 else None,
         taken=raw.other.timestamp if raw.other.timestamp.year > 1970 else None,
+        remarks=(*exposure.remarks, *page_remarks(path)),
     )
 
 
@@ -207,49 +213,31 @@ def is_read_by_libraw_as(raw: rawpy.RawPy, frame: RawFrame) -> bool:
     return has_white_balance and has_matrix and same_levels
 
 
-def _image(raw: rawpy.RawPy, path: Path, cfa: str, colors: list[int]) -> tuple[np.ndarray, str, tuple[float, ...]]:
-    """The mosaic that its maker means to be seen, and its CFA and black levels."""
+def _image(raw: rawpy.RawPy, path: Path, cfa: str, colors: list[int]) -> tuple[str, LevelledMosaic]:
+    """The CFA, and the mosaic with its levels, of what its maker means to be seen."""
     visible = (raw.sizes.top_margin, raw.sizes.left_margin, *raw.raw_image_visible.shape)
     levels, crop = None, (slice(0, visible[2]), slice(0, visible[3]))
     try:
         with tifffile.TiffFile(path) as file:
-            if DNG_VERSION in file.pages.first.tags:
-                levels = dng_black_levels(path, tiff_pages(file), raw.raw_image.shape, visible)
-                crop = default_crop(tiff_pages(file), raw.raw_image.shape, visible)
+            page = raw_page(file, raw.raw_image.shape) if DNG_VERSION in file.pages.first.tags else None
+            if page is not None:
+                levels, crop = dng_black_levels(path, page, visible), default_crop(page, visible)
     except InputError:
         raise
     except Exception:  # not a TIFF, or damaged tags: LibRaw's levels are used
         levels = None
-    mosaic, black = _levelled(raw.raw_image_visible, levels, libraw_black(raw, colors))
+    image = levelled(raw.raw_image_visible, levels, libraw_black(raw, colors), float(raw.white_level))
     period, (rows, columns) = math.isqrt(len(cfa)), crop
     moved = [(rows.start + y) % period * period + (columns.start + x) % period for y, x in np.ndindex(period, period)]
-    return mosaic[crop], "".join(cfa[i] for i in moved), tuple(black[i] for i in moved)
-
-
-def _levelled(
-    mosaic: np.ndarray, levels: BlackLevels | None, libraws: tuple[float, ...]
-) -> tuple[np.ndarray, tuple[float, ...]]:
-    """The visible mosaic and its black levels by CFA position, those of LibRaw if there are no others.
-
-    If levels depend on more than that position, the difference is taken from the mosaic, rounded.
-    """
-    if levels is None:
-        return mosaic, libraws
-    period = math.isqrt(len(libraws))
-    if (black := levels.of_cfa(period)) is not None:
-        return mosaic, tuple(black.ravel().tolist())
-    exact = levels.of_mosaic(*mosaic.shape)
-    black = np.array([[exact[y::period, x::period].mean() for x in range(period)] for y in range(period)]).round()
-    mean = np.tile(black, [-(-side // period) for side in mosaic.shape])[: mosaic.shape[0], : mosaic.shape[1]]
-    levelled = np.rint(mosaic - (exact - mean)).clip(0, 65535).astype(np.uint16)
-    return levelled, tuple(black.ravel().tolist())
+    cropped = LevelledMosaic(image.mosaic[crop], tuple(image.black[i] for i in moved), image.white)
+    return "".join(cfa[i] for i in moved), cropped
 
 
 def _white_balance(raw: rawpy.RawPy) -> tuple[float, float, float]:
     gains = raw.camera_whitebalance
     if not all(math.isfinite(gain) and gain > 0 for gain in gains[:3]):
         gains = raw.daylight_whitebalance  # LibRaw's own fallback
-    return _decimal(gains[0] / gains[1]), 1.0, _decimal(gains[2] / gains[1])
+    return shortest_decimal(gains[0] / gains[1]), 1.0, shortest_decimal(gains[2] / gains[1])
 
 
 def _color_matrix(raw: rawpy.RawPy, path: Path) -> tuple[tuple[float, ...], ...]:
@@ -264,12 +252,7 @@ def _color_matrix(raw: rawpy.RawPy, path: Path) -> tuple[tuple[float, ...], ...]
     if not (np.abs(matrix) < MAX_MATRIX).all():
         largest = np.abs(matrix).max()
         raise InputError(f"{path}: its color matrix has the value {largest:.3g}; expected values below {MAX_MATRIX:g}")
-    return tuple(tuple(_decimal(value) for value in row) for row in matrix)
-
-
-def _decimal(value: float) -> float:
-    """The shortest decimal that rounds to this float32: LibRaw's 0.03999999910593033 becomes the camera's 0.04."""
-    return float(str(np.float32(value)))
+    return tuple(tuple(shortest_decimal(value) for value in row) for row in matrix)
 
 
 def _error_text(error: Exception) -> str:

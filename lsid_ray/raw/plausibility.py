@@ -22,7 +22,7 @@ def oddities(frame: RawFrame) -> str:
         for (y, x), color, black in zip(np.ndindex(period, period), frame.cfa, frame.black, strict=True)
     ]
     count = sum(values.size for *_, values in parts)
-    found = []
+    found = list(frame.remarks)
 
     below = sum(int((values < black).sum()) for _, black, values in parts) / count
     if below > MAX_BELOW_BLACK:

@@ -16,6 +16,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 MAX_PAGES = 100  # cameras write at most about 10
 DNG_VERSION, CROP_ORIGIN, CROP_SIZE, ACTIVE_AREA = 50706, 50719, 50720, 50829
+ORIENTATION = 274
 RATIONALS = (5, 10)  # TIFF's data types of two integers each
 MIN_CROP = 22  # LibRaw renders none that is smaller; a tag that says so is damaged
 
@@ -28,7 +29,7 @@ def check_container(path: Path) -> None:
     try:
         with tifffile.TiffFile(path) as file:
             pages = list(tiff_pages(file))
-            raw_pages = [page for page in pages if page.photometric == tifffile.PHOTOMETRIC.CFA]
+            raw_pages = list(_raw_pages(file))
             # A preview, depth map or enhanced image beside it may be larger, floating-point or cut off.
             image = max(raw_pages or pages, key=lambda page: page.imagewidth * page.imagelength)
         needed = max(map(sum, zip(image.dataoffsets, image.databytecounts, strict=False)), default=0)
@@ -45,6 +46,35 @@ def tiff_pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
     """The main pages, each followed by those in it; at most MAX_PAGES, as a damaged file can have no end of them."""
     pages = itertools.chain.from_iterable(itertools.chain([page], page.pages or ()) for page in file.pages)
     return itertools.islice(pages, MAX_PAGES)
+
+
+def raw_page(file: tifffile.TiffFile, shape: tuple[int, int]) -> tifffile.TiffPage | None:
+    """The page that LibRaw has decoded to a mosaic of this shape: the first one."""
+    return next((page for page in _raw_pages(file) if page.shape[:2] == shape), None)
+
+
+def _raw_pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
+    return (page for page in tiff_pages(file) if page.photometric == tifffile.PHOTOMETRIC.CFA)
+
+
+def page_remarks(path: Path) -> list[str]:
+    """What somebody should know of the pages of a TIFF."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            count = sum(not page.is_reduced for page in _raw_pages(file))
+    except Exception:  # not a TIFF, or a damaged one
+        return []
+    return [f"its file has {count} raw images, of which one is read: the largest, or the first of them"] * (count > 1)
+
+
+def has_no_orientation(path: Path) -> bool:
+    """Whether the tag is there, but none of the eight that TIFF has; LibRaw takes 0 for 8."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            tags = file.pages.first.tags
+            return ORIENTATION in tags and tags[ORIENTATION].value not in range(1, 9)
+    except Exception:  # not a TIFF, or a damaged one
+        return False
 
 
 def camera_name(path: Path) -> str:
@@ -74,17 +104,14 @@ def active_area(page: tifffile.TiffPage) -> tuple[int, int]:
     return int(top), int(left)
 
 
-def default_crop(
-    pages: Iterator[tifffile.TiffPage], shape: tuple[int, int], visible: tuple[int, int, int, int]
-) -> tuple[slice, slice]:
+def default_crop(page: tifffile.TiffPage, visible: tuple[int, int, int, int]) -> tuple[slice, slice]:
     """The rows and columns of LibRaw's visible area that a DNG's maker means to be seen.
 
-    What lies around them is there for demosaicing, and may be dark or dead. shape, visible: as `dng_black_levels`.
+    What lies around them is there for demosaicing, and may be dark or dead. visible: as `dng_black_levels`.
     Source: DNG 1.4.0.0, DefaultCropOrigin and DefaultCropSize, which give columns first.
     """
-    page = next((page for page in pages if CROP_SIZE in page.tags and page.shape[:2] == shape), None)
     whole = slice(0, visible[2]), slice(0, visible[3])
-    if page is None:
+    if CROP_SIZE not in page.tags:
         return whole
     origin = tag_values(page, CROP_ORIGIN) if CROP_ORIGIN in page.tags else np.zeros(2)
     crop = []
