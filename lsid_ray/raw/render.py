@@ -68,7 +68,7 @@ def read_and_render(path: str | Path, sid_white: bool = False) -> tuple[RawFrame
     with open_raw(path) as raw:
         frame = frame_from_libraw(raw, path)  # before rendering, which changes LibRaw's levels
         frame = replace(frame, mosaic=frame.mosaic.copy())
-        if is_read_by_libraw_as(raw, frame) and (sid_white or saturation(frame) is None):
+        if sid_white and is_read_by_libraw_as(raw, frame):
             return frame, _render_checked(raw, frame, sid_white)
     return frame, plain_rendering(frame, 1.0)
 
