@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from itertools import groupby
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,34 @@ def test_of_synthetic_and_real_files_nothing_is_said(data_root: Path) -> None:
 )
 def test_what_is_odd_is_said_in_one_line(frame: RawFrame, said: str) -> None:
     assert re.match(said, oddities(frame)), oddities(frame)
+
+
+@pytest.mark.parametrize("cfa", ["RGGB", XTRANS], ids=["bayer", "xtrans"])
+@pytest.mark.parametrize(("first", "count"), [(0, 2048), (24_001, 300), (57_300, 300)])
+def test_a_hole_of_zeros_is_said_however_small(first: int, count: int, cfa: str) -> None:
+    frame = dark(cfa)
+    frame.mosaic.reshape(-1)[first : first + count] = 0
+    longest = max(len(list(run)) for row in frame.mosaic.tolist() for value, run in groupby(row) if value == 0)
+    said = f"{count:,} of its sensels, up to {longest} side by side, are exactly 0, with a black level of 512"
+    assert oddities(frame) == said
+
+
+def test_dead_sensels_and_columns_are_no_hole() -> None:
+    frame = with_sensels(dark(), 5e-4, 0)
+    frame.mosaic[:, 77] = 0
+    assert "side by side" not in oddities(frame)
+    assert oddities(replace(dark(signal=-500, noise=30), black=(0.0,) * 4)) == "", "with a black level of 0, 0 is usual"
+
+
+def test_sensels_above_white_are_said_even_if_they_are_few() -> None:
+    frame = dark()
+    frame.mosaic.reshape(-1)[30_000:30_012] = 65535
+    assert oddities(frame) == "0.02% of its sensels are above the white level of 16383"
+
+
+def test_what_is_odd_about_the_file_is_said_first() -> None:
+    frame = replace(dark(), remarks=("its file has 2 raw images",), black=(530.0,) * 4)
+    assert oddities(frame).startswith("its file has 2 raw images; 9")
 
 
 def test_odd_files_are_named_when_they_are_packed(cluster: None, data_root: Path, tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from lsid_ray.raw.render import plain_rendering, read_and_render, upright
 from lsid_ray.storage import AnyPath
 
 IMAGE_WIDTH, IMAGE_HEIGHT = 420, 300  # pixels, at most
-CAPTION_HEIGHT = 76  # pixels
+CAPTION_HEIGHT = 94  # pixels
 GAP = 12  # pixels between cells
 PAIRS_PER_ROW = 2
 THREADS = 4  # a 61-megapixel pair takes about 2 GB while it is rendered
@@ -34,6 +34,8 @@ class _Exposures:
     ratio: float
     long: np.ndarray
     """(H, W, 3) uint16, in sensor orientation."""
+    long_oddities: str = ""
+    """As `raw.plausibility.oddities`; of shards it is not known."""
 
 
 def contact_sheet(
@@ -105,7 +107,7 @@ def _read_raw_files(pair: RawPair) -> _Exposures:
     with storage.local_copy(pair.short) as short_file, storage.local_copy(pair.long) as long_file:
         short = read_raw(short_file)
         long, rendering = read_and_render(long_file)
-    return _Exposures(short, exposure_ratio(short, long), rendering)
+    return _Exposures(short, exposure_ratio(short, long), rendering, oddities(long))
 
 
 def _draw_cell(read: Callable[[RawPair | Pair], _Exposures], pair: RawPair | Pair) -> Image.Image | str:
@@ -134,8 +136,11 @@ def _draw_cell(read: Callable[[RawPair | Pair], _Exposures], pair: RawPair | Pai
     ]
     for number, line in enumerate(lines):
         draw.text((2, IMAGE_HEIGHT + 3 + 18 * number), line, TEXT_COLOR, ImageFont.load_default(13))
-    if odd := oddities(short):
-        draw.text((2, IMAGE_HEIGHT + 3 + 18 * len(lines)), f"unlikely: {odd}", ERROR_COLOR, ImageFont.load_default(13))
+    odd = {"short": oddities(short), "long": exposures.long_oddities}
+    for number, (kind, text) in enumerate(odd.items(), len(lines)):
+        if text:
+            y = IMAGE_HEIGHT + 3 + 18 * number
+            draw.text((2, y), f"unlikely, the {kind} one: {text}", ERROR_COLOR, ImageFont.load_default(13))
     return cell
 
 

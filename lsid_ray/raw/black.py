@@ -86,11 +86,13 @@ def dng_black_levels(path: Path, page: tifffile.TiffPage, visible: tuple[int, in
     """
     if not {BLACK_LEVEL, DELTA_H, DELTA_V} & set(page.tags.keys()):
         return None
-    repeat = tuple(map(int, np.ravel(page.tags[REPEAT_DIM].value))) if REPEAT_DIM in page.tags else (1, 1)
+    repeat = tuple(tag_values(page, REPEAT_DIM).astype(int).tolist()) if REPEAT_DIM in page.tags else (1, 1)
+    if len(repeat) != 2 or min(repeat) < 1:
+        raise InputError(f"{path}: its BlackLevelRepeatDim is {repeat}; expected two numbers above 0")
     values = tag_values(page, BLACK_LEVEL) if BLACK_LEVEL in page.tags else np.zeros(1)
     if values.size == 1:
         values = np.repeat(values, np.prod(repeat))
-    if values.size != np.prod(repeat) or not values.size:
+    if values.size != np.prod(repeat):
         raise InputError(
             f"{path}: its DNG tags have {values.size} black levels for a pattern of {repeat[0]}x{repeat[1]}: expected "
             f"{np.prod(repeat)}"
@@ -99,7 +101,10 @@ def dng_black_levels(path: Path, page: tifffile.TiffPage, visible: tuple[int, in
     first_row, first_column = active_area(page)
     y, x = top - first_row, left - first_column  # DNG counts from the active area's corner
     pattern = np.roll(values.reshape(repeat), (-y, -x), (0, 1))
-    return BlackLevels(pattern, _deltas(page, DELTA_V, y, height), _deltas(page, DELTA_H, x, width))
+    levels = BlackLevels(pattern, _deltas(page, DELTA_V, y, height), _deltas(page, DELTA_H, x, width))
+    if not all(np.isfinite(part).all() for part in (levels.pattern, levels.rows, levels.columns)):
+        raise InputError(f"{path}: not all of its black levels are numbers; its DNG tags may be damaged")
+    return levels
 
 
 def _deltas(page: tifffile.TiffPage, code: int, first: int, count: int) -> np.ndarray:

@@ -17,6 +17,7 @@ from lsid_ray.raw.black import LevelledMosaic, dng_black_levels, levelled
 from lsid_ray.raw.color import XYZ_FROM_SRGB
 from lsid_ray.raw.diagnosis import diagnose
 from lsid_ray.raw.exposure import exposure_of, shortest_decimal
+from lsid_ray.raw.mosaic import layout_of
 from lsid_ray.raw.names import exposure_from_name
 from lsid_ray.raw.tiff import (
     DNG_VERSION,
@@ -32,6 +33,7 @@ from lsid_ray.storage import is_utf8
 MAX_ZEROS, ZEROS_STEP = 0.02, 5  # share of the sensels, looked at every 5 rows and columns: not always the same color
 MIN_BLACK_OF_ZEROS = 16.0  # noise does not get from there to 0
 MAX_MATRIX = 100.0  # of cameras, values are below 3
+MIN_DETERMINANT = 1e-6  # of the matrix from camera RGB to sRGB; of cameras it is above 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -190,8 +192,10 @@ def _cfa(raw: rawpy.RawPy, path: Path) -> tuple[str, list[int]]:
     colors = [int(raw.raw_color(top + y, left + x)) for y, x in np.ndindex(pattern.shape)]
     names = raw.color_desc.decode()
     cfa = "".join(names[color] if color < len(names) else "?" for color in colors)
-    if pattern.shape not in ((2, 2), (6, 6)) or set(cfa) != set("RGB"):
-        raise InputError(f"{path}: color filter array {cfa!r}; expected Bayer or X-Trans in R, G and B")
+    try:
+        layout_of(cfa)
+    except InputError:
+        raise InputError(f"{path}: color filter array {cfa!r}; expected Bayer or X-Trans in R, G and B") from None
     return cfa, colors
 
 
@@ -243,9 +247,16 @@ def _white_balance(raw: rawpy.RawPy) -> tuple[float, float, float]:
 def _color_matrix(raw: rawpy.RawPy, path: Path) -> tuple[tuple[float, ...], ...]:
     """The matrix that LibRaw renders with: the file's own if it has one, else LibRaw's for this camera."""
     srgb_from_camera = raw.color_matrix[:3, :3].astype(np.float64)
+    daylight = np.array(raw.daylight_whitebalance[:3])
     if srgb_from_camera.any():
+        usable = np.isfinite(srgb_from_camera).all() and np.isfinite(daylight).all() and daylight.all()
+        if not usable or abs(np.linalg.det(srgb_from_camera)) < MIN_DETERMINANT:
+            raise InputError(
+                f"{path}: its color matrix has no inverse, or its white point no color; the tags (ColorMatrix1, "
+                "AsShotWhiteXY) may be damaged"
+            )
         # LibRaw scales each camera row to sum to 1 and stores the factor as the daylight white balance.
-        camera_from_srgb = np.linalg.inv(srgb_from_camera) / np.array(raw.daylight_whitebalance[:3])[:, None]
+        camera_from_srgb = np.linalg.inv(srgb_from_camera) / daylight[:, None]
         matrix = (camera_from_srgb @ np.linalg.inv(XYZ_FROM_SRGB)).round(4)
     else:
         matrix = raw.rgb_xyz_matrix[:3]

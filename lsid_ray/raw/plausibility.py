@@ -11,6 +11,7 @@ MAX_BELOW_BLACK = 0.75  # share of the sensels; of a frame without any light it 
 MAX_ABOVE_WHITE = 1e-4
 MAX_CLIPPED = 0.25
 MAX_ZEROS, MIN_BLACK = 1e-3, 16.0  # noise does not get from such a black level to 0
+MIN_HOLE = 8  # sensels side by side; dead ones lie apart, or in a column
 MAX_GREEN_DIFFERENCE, MIN_GREEN_DIFFERENCE = 0.1, 1.0  # of the signal; DN
 
 
@@ -27,7 +28,8 @@ def oddities(frame: RawFrame) -> str:
     below = sum(int((values < black).sum()) for _, black, values in parts) / count
     if below > MAX_BELOW_BLACK:
         found.append(f"{below:.0%} of its sensels are below the black level of {min(frame.black):g}")
-    above = sum(int((values > frame.white).sum()) for *_, values in parts) / count
+    size = frame.mosaic.size
+    above = np.count_nonzero(frame.mosaic > frame.white) / size
     if above > MAX_ABOVE_WHITE:
         found.append(f"{above:.2%} of its sensels are above the white level of {frame.white:g}")
     for name in "RGB":
@@ -35,12 +37,24 @@ def oddities(frame: RawFrame) -> str:
         clipped = sum(int((values >= frame.white).sum()) for values in of_color) / sum(map(np.size, of_color))
         if clipped > MAX_CLIPPED:
             found.append(f"{clipped:.0%} of {name} is overexposed")
-    zeros = sum(int((values == 0).sum()) for *_, values in parts) / count
-    if zeros > MAX_ZEROS and min(frame.black) >= MIN_BLACK:
-        found.append(f"{zeros:.1%} of its sensels are exactly 0, with a black level of {min(frame.black):g}")
+    if min(frame.black) >= MIN_BLACK:
+        zeros = size - np.count_nonzero(frame.mosaic)
+        longest = _longest_hole(frame.mosaic) if zeros >= MIN_HOLE else 0
+        but = f"exactly 0, with a black level of {min(frame.black):g}"
+        if longest >= MIN_HOLE:
+            found.append(f"{zeros:,} of its sensels, up to {longest:,} side by side, are {but}")
+        elif zeros > MAX_ZEROS * size:
+            found.append(f"{zeros / size:.1%} of its sensels are {but}")
     greens = [float(values.mean()) - black for color, black, values in parts if color == "G"]
     if len(greens) == 2:
         difference, signal = abs(greens[0] - greens[1]), sum(greens) / 2
         if difference > max(MAX_GREEN_DIFFERENCE * abs(signal), MIN_GREEN_DIFFERENCE):
             found.append(f"its two greens differ by {difference:.1f} DN at a signal of {signal:.1f}")
     return "; ".join(found)
+
+
+def _longest_hole(mosaic: np.ndarray) -> int:
+    """The largest number of sensels side by side in a row that are exactly 0."""
+    empty = mosaic[np.count_nonzero(mosaic, axis=1) <= mosaic.shape[1] - MIN_HOLE] == 0
+    edges = np.flatnonzero(np.diff(np.pad(empty, ((0, 0), (1, 1))).ravel()))
+    return int((edges[1::2] - edges[::2]).max(initial=0))

@@ -99,6 +99,8 @@ def amplify(frame: RawFrame, ratio: float, black: tuple[float, ...] | None = Non
 
     black: by CFA position, of the result; by default that of the frame.
     """
+    if ratio == 1 and black in (None, frame.black):
+        return np.minimum(frame.mosaic, np.uint16(frame.white))
     period = math.isqrt(len(frame.black))
     levels = np.arange(2**16, dtype=np.float64)
     amplified = np.empty_like(frame.mosaic)

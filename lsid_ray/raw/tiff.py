@@ -16,15 +16,17 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 
 MAX_PAGES = 100  # cameras write at most about 10
 DNG_VERSION, CROP_ORIGIN, CROP_SIZE, ACTIVE_AREA = 50706, 50719, 50720, 50829
-ORIENTATION = 274
+ORIENTATION, CFA_PATTERN, CFA_LAYOUT = 274, 33422, 50711
 RATIONALS = (5, 10)  # TIFF's data types of two integers each
+CONVERT = "convert it with Adobe DNG Converter, uncompressed or lossless"
 MIN_CROP = 22  # LibRaw renders none that is smaller; a tag that says so is damaged
 
 
 def check_container(path: Path) -> None:
-    """Raise InputError for a TIFF (most raw formats are one) whose image data are truncated or floating-point.
+    """Raise InputError for a TIFF (most raw formats are one) whose image data LibRaw would read as something else.
 
-    LibRaw decodes a truncated ARW without an error, and rescales floats to a range of its own.
+    It decodes a truncated ARW without an error, rescales floats to a range of its own, takes any three colors of a DNG
+    for red, green and blue, and decodes the first of several strips of lossless JPEG (LibRaw 0.22).
     """
     try:
         with tifffile.TiffFile(path) as file:
@@ -32,6 +34,7 @@ def check_container(path: Path) -> None:
             raw_pages = list(_raw_pages(file))
             # A preview, depth map or enhanced image beside it may be larger, floating-point or cut off.
             image = max(raw_pages or pages, key=lambda page: page.imagewidth * page.imagelength)
+            unusual = _unusual_mosaic(image) if raw_pages and DNG_VERSION in pages[0].tags else ""
         needed = max(map(sum, zip(image.dataoffsets, image.databytecounts, strict=False)), default=0)
     except Exception:  # not a TIFF, or a damaged one: left to LibRaw
         return
@@ -40,6 +43,23 @@ def check_container(path: Path) -> None:
         raise InputError(f"{path}: truncated: the file has {size} bytes, but its image data end at byte {needed}")
     if image.sampleformat == tifffile.SAMPLEFORMAT.IEEEFP:
         raise InputError(f"{path}: floating-point data; expected a sensor's integers")
+    if unusual:
+        raise InputError(f"{path}: {unusual}")
+
+
+def _unusual_mosaic(page: tifffile.TiffPage) -> str:
+    """Why the raw page of a DNG is no mosaic that LibRaw decodes as it is; empty if it is one."""
+    layout = int(tag_values(page, CFA_LAYOUT)[0]) if CFA_LAYOUT in page.tags else 1
+    if layout != 1:
+        return f"its sensels lie in staggered rows or columns (CFALayout {layout}); expected a square grid"
+    colors = set(np.frombuffer(page.tags[CFA_PATTERN].value, np.uint8).tolist()) if CFA_PATTERN in page.tags else set()
+    if colors - {0, 1, 2}:
+        return (
+            f"a color filter array of other colors (CFAPattern {sorted(colors)}); expected red, green and blue (0 to 2)"
+        )
+    if page.compression == tifffile.COMPRESSION.JPEG and not page.is_tiled and len(page.dataoffsets) > 1:
+        return f"lossless JPEG in {len(page.dataoffsets)} strips, which LibRaw does not read; {CONVERT}"
+    return ""
 
 
 def tiff_pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
@@ -92,10 +112,11 @@ def camera_name(path: Path) -> str:
 
 
 def tag_values(page: tifffile.TiffPage, code: int) -> np.ndarray:
-    """The numbers of a tag: (n,) float64."""
+    """The numbers of a tag: (n,) float64; not finite where a denominator is 0."""
     tag = page.tags[code]
     values = np.ravel(np.array(tag.value, np.float64))
-    return values[::2] / values[1::2] if tag.dtype in RATIONALS else values
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return values[::2] / values[1::2] if tag.dtype in RATIONALS else values
 
 
 def active_area(page: tifffile.TiffPage) -> tuple[int, int]:
