@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from lsid_ray.data.catalog import Catalog, pair_names, read_catalog
+from lsid_ray.data.pack_plan import plan_packing
 from lsid_ray.errors import InputError
 from lsid_ray.raw.names import exposure_from_name, parse_sid_name
 
@@ -234,8 +235,49 @@ def test_what_does_not_pair_is_said_with_the_reason_that_comes_first(tmp_path: P
     make_data_set(tmp_path, ["00001_00_0.1s (1).ARW"], ["00001_00_10s.ARW"])
     with pytest.raises(InputError, match=r"among 2 files; 00001_00_0\.1s \(1\)\.ARW: name does not parse"):
         read_catalog(tmp_path)
-    (tmp_path / "short").rename(tmp_path / "Short")
-    with pytest.raises(InputError, match=r"to contain the folders short/ and long/, not Short and long: rename them"):
+    (tmp_path / "short").rename(tmp_path / "shorts")
+    (tmp_path / "long").rename(tmp_path / "Longs")
+    with pytest.raises(InputError, match=r"to contain the folders short/ and long/, not Longs and shorts: rename them"):
+        read_catalog(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "short",
+    [
+        "00001_00_0.1s (1)",
+        "00001_00_1e-1s",
+        "00001_00_0.1",
+        "100001_00_0.1s",
+        "50001_00_0.1s",
+        "DSC00042",
+        "0\N{ARABIC-INDIC DIGIT ZERO}001_00_0.1s",
+        "00001_00_\N{FULLWIDTH DIGIT ONE}s",
+        "00001_00_1\N{DIVISION SLASH}30s",
+    ],
+)
+@pytest.mark.parametrize("long", ["00001_00_10s", "DSC00001", "50001_00_10s"])
+def test_it_is_the_short_exposure_that_is_blamed(short: str, long: str, tmp_path: Path) -> None:
+    make_data_set(tmp_path, [f"{short}.ARW"], [f"{long}.ARW"])
+    with pytest.raises(InputError) as caught:
+        read_catalog(tmp_path)
+    assert f"; {short}.ARW: name does not parse; expected one like 10003_00_0.04s.ARW" in str(caught.value)
+
+
+@pytest.mark.parametrize(("short", "long"), [("Short", "Long"), ("SHORT", "LONG"), ("short", "Long")])
+def test_folders_in_capitals_are_the_same_data_set(short: str, long: str, tmp_path: Path) -> None:
+    root = make_data_set(tmp_path / "set", SID_SHORTS, SID_LONGS)
+    expected = [pair.name for pair in read_catalog(root).pairs]
+    tasks = [task.name for task in plan_packing(root, tmp_path / "shards", 64, frozenset()).tasks]
+    for before, after in (("short", short), ("long", long)):
+        (root / before).rename(root / "moving")
+        (root / "moving").rename(root / after)
+    catalog = read_catalog(root)
+    assert [pair.name for pair in catalog.pairs] == expected and catalog.problems == ()
+    plan = plan_packing(root, tmp_path / "shards", 64, frozenset())
+    assert [task.name for task in plan.tasks] == tasks, "shards have the same names"
+    assert all(Path(task.path).exists() for task in plan.tasks) and plan.reasons == {}
+    assert {Path(task.path).parent.name for task in plan.tasks} == {short, long}
+    with pytest.raises(InputError, match=r"pass .*set$"):
         read_catalog(tmp_path)
 
 

@@ -52,7 +52,7 @@ class Catalog:
 
 
 def read_catalog(root: str | AnyPath, exclude_misaligned: bool = True) -> Catalog:
-    """List the pairs of a data set by file name alone; `root` contains `short/` and `long/`.
+    """List the pairs of a data set by file name alone; `root` contains `short/` and `long/`, in any case.
 
     Raises: InputError if the folder is missing, has no `short/` and `long/`, or has no pair.
     """
@@ -63,11 +63,11 @@ def read_catalog(root: str | AnyPath, exclude_misaligned: bool = True) -> Catalo
             raise InputError(f"data folder {root}: no such folder; expected one that contains short/ and long/")
         if not _is_data_set(root):
             candidates = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _is_data_set(folder)]
-            similar = [path.name for path in sorted(root.iterdir()) if re.fullmatch("(short|long)s?", path.name, re.I)]
+            similar = [path.name for path in sorted(root.iterdir()) if re.fullmatch("(short|long)s", path.name, re.I)]
             hint = f", not {' and '.join(similar)}: rename them" if similar else ""
             hint = f"; pass {' or '.join(map(str, candidates))}" if candidates else hint
             raise InputError(f"data folder {root}: expected it to contain the folders short/ and long/{hint}")
-        shorts, longs = (_raw_files(root / kind, unusable) for kind in ("short", "long"))
+        shorts, longs = (_raw_files(folder, unusable) for folder in exposure_folders(root).values())
     except OSError as error:
         raise InputError(f"data folder {error.filename or root}: {error.strerror}") from None
     if not shorts and not longs and not unusable:
@@ -76,11 +76,26 @@ def read_catalog(root: str | AnyPath, exclude_misaligned: bool = True) -> Catalo
     catalog = replace(catalog, problems=tuple(sorted([*catalog.problems, *unusable])))
     if not catalog.pairs and not catalog.excluded:
         # A long without a short is only the consequence of a short that does not parse.
-        others = [problem for problem in catalog.problems if problem[1] != NO_SHORT]
-        path, reason = (others or catalog.problems)[0]
+        path, reason = min(catalog.problems, key=lambda problem: (problem[1] == NO_SHORT, problem[0] not in shorts))
         raise InputError(f"data folder {root}: no pair of short and long exposures among "
                          f"{len(shorts + longs + unusable)} files; {path.name}: {reason}")  # fmt: skip
     return catalog
+
+
+def exposure_folders(root: AnyPath) -> dict[str, AnyPath]:
+    """The folders short/ and long/ of a data set, or as it spells them: Short/, LONG/; they may not exist."""
+    folders = {kind: root / kind for kind in ("short", "long")}
+    if root.is_dir() and not all(folder.is_dir() for folder in folders.values()):
+        for path in sorted(root.iterdir()):
+            kind = path.name.lower()
+            if kind in folders and not folders[kind].is_dir():
+                folders[kind] = path
+    return folders
+
+
+def raw_name(path: AnyPath) -> str:
+    """The name of a raw file in a data set, "short/10003_00_0.04s.ARW", however its folder is spelled."""
+    return f"{path.parent.name.lower()}/{path.name}"
 
 
 def pair_names(
@@ -148,7 +163,7 @@ def _pair(short: AnyPath, scene: str, frame: int, short_s: float, long: AnyPath,
 
 
 def _is_data_set(folder: AnyPath) -> bool:
-    return (folder / "short").is_dir() and (folder / "long").is_dir()
+    return all(exposures.is_dir() for exposures in exposure_folders(folder).values())
 
 
 def _raw_files(folder: AnyPath, unusable: list[tuple[AnyPath, str]]) -> list[AnyPath]:

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from lsid_ray import __version__, cluster, storage
-from lsid_ray.data.catalog import RawPair
+from lsid_ray.data.catalog import RawPair, raw_name
 from lsid_ray.data.convert import FileResult, PackTask, pack_file, shard_path
 from lsid_ray.data.index import (
     INDEX,
@@ -191,7 +191,7 @@ def _assemble_index(plan: PackPlan) -> Index:
     """The index of everything packed. Raises: InputError if there is no pair."""
     pairs, reasons = [], dict(plan.reasons)
     for pair in plan.pairs:
-        names = [str(path.relative_to(plan.root)) for path in (pair.short, pair.long)]
+        names = [raw_name(path) for path in (pair.short, pair.long)]
         frames = [plan.frames.get(shard_path(name)) for name in names]
         if None not in frames:
             try:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lsid_ray import __version__, storage
 from lsid_ray.config.serialization import difference
-from lsid_ray.data.catalog import Catalog, RawPair, read_catalog
+from lsid_ray.data.catalog import Catalog, RawPair, exposure_folders, raw_name, read_catalog
 from lsid_ray.data.checksum import file_xxh128
 from lsid_ray.data.convert import PackTask, shard_path
 from lsid_ray.data.index import INDEX, PREVIOUS_INDEX, Index, PackedFrame, SourceFile, read_index
@@ -65,9 +65,10 @@ def plan_packing(
         sid_white = index is not None and has_sid_white(index.rendering)
     existing = storage.list_files(destination)
     plan = PackPlan(root, destination, tile, sid_white, catalog, index, is_current, existing, {}, {}, {}, [])
-    plan.reasons |= {str(path.relative_to(root)): reason for path, reason in catalog.problems}
+    plan.reasons |= {raw_name(path): reason for path, reason in catalog.problems}
     raw_files = _list_raw_files(plan)
-    _check_same_data(plan, raw_files)
+    paths = {raw_name(path): path for pair in plan.pairs for path in (pair.short, pair.long)}
+    _check_same_data(plan, raw_files, paths)
     for name, size_and_time in raw_files.items():
         indexed = index.sources.get(name) if index else None
         if indexed is not None and indexed.reason and index.program != __version__:
@@ -80,7 +81,7 @@ def plan_packing(
             plan.sources[name], plan.frames[shard] = indexed, index.frames[shard]
         else:
             xxh128 = index.frames[shard].shard.xxh128 if indexed is not None and indexed.shard else ""
-            plan.tasks.append(PackTask(name, str(root / name), indexed, xxh128, shard not in broken, sid_white))
+            plan.tasks.append(PackTask(name, str(paths[name]), indexed, xxh128, shard not in broken, sid_white))
     plan.tasks = _order_tasks(plan.tasks, plan.existing)
     return plan
 
@@ -101,12 +102,12 @@ def _list_raw_files(plan: PackPlan) -> dict[str, tuple[int, int]]:
     """Name, size in bytes and mtime in ns of the raw files of all pairs, sorted; deleted ones go to `plan.reasons`."""
     listed = {
         f"{kind}/{name}": size_and_time
-        for kind in ("short", "long")
-        for name, size_and_time in storage.list_files(plan.root / kind).items()
+        for kind, folder in exposure_folders(plan.root).items()
+        for name, size_and_time in storage.list_files(folder).items()
     }
     raw_files = {}
     for path in sorted({path for pair in plan.pairs for path in (pair.short, pair.long)}):
-        name = str(path.relative_to(plan.root))
+        name = raw_name(path)
         if name in listed:
             raw_files[name] = listed[name]
         else:
@@ -114,7 +115,7 @@ def _list_raw_files(plan: PackPlan) -> dict[str, tuple[int, int]]:
     return raw_files
 
 
-def _check_same_data(plan: PackPlan, raw_files: dict[str, tuple[int, int]]) -> None:
+def _check_same_data(plan: PackPlan, raw_files: dict[str, tuple[int, int]], paths: dict[str, AnyPath]) -> None:
     """Raise InputError if the destination holds shards of another data set, tile side or rendering."""
     mismatch = f"{plan.destination} was packed from different data or options: "
     advice = "; choose another folder, or delete it to pack again"
@@ -137,7 +138,7 @@ def _check_same_data(plan: PackPlan, raw_files: dict[str, tuple[int, int]]) -> N
         return
     for name in same_size:  # a copy that lost its modification times has the same content
         try:
-            if file_xxh128(plan.root / name) == indexed[name].xxh128:
+            if file_xxh128(paths[name]) == indexed[name].xxh128:
                 return
         except OSError:
             continue

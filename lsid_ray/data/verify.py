@@ -9,6 +9,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lsid_ray import cluster, storage
+from lsid_ray.data.catalog import exposure_folders
 from lsid_ray.data.checksum import content_problem
 from lsid_ray.data.index import read_index, unlisted_files
 from lsid_ray.data.pack import Progress, update_shards
@@ -61,7 +62,8 @@ def repair_shards(
     """
     root, destination = storage.to_path(root).absolute(), storage.to_path(destination).absolute()
     index = read_index(destination)
-    raw_files = {f"{kind}/{name}" for kind in ("short", "long") for name in storage.list_files(root / kind)}
+    folders = exposure_folders(root)
+    raw_files = {f"{kind}/{name}" for kind, folder in folders.items() for name in storage.list_files(folder)}
     missing = sorted(index.sources.keys() - raw_files)
     if missing:
         raise InputError(
