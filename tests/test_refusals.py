@@ -95,6 +95,18 @@ def test_of_lossless_jpeg_in_strips_libraw_would_decode_the_first(tmp_path: Path
     assert reason.startswith("lossless JPEG in 4 strips, which LibRaw does not read; convert it")
 
 
+def test_lossless_jpeg_that_is_none_is_called_damaged(tmp_path: Path) -> None:
+    """LibRaw would give whatever the memory held."""
+    reason = refused(tmp_path, {COMPRESSION: (SHORT, [7])})
+    assert reason == "1 of the 1 parts of its image do not begin as lossless JPEG does; it is damaged"
+    path = write_dng_file(tmp_path / "b.dng", MOSAIC, camera_tags("RGGB", 16383), lossless_jpeg=True, tile=16)
+    np.testing.assert_array_equal(read_raw(path).mosaic, MOSAIC)
+    content = path.read_bytes()
+    path.write_bytes(content[:-900] + bytes(900))
+    with pytest.raises(InputError, match=r"b\.dng: \d of the 9 parts of its image do not begin as lossless JPEG does"):
+        read_raw(path)
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [

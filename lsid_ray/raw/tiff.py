@@ -17,6 +17,7 @@ logging.getLogger("tifffile").setLevel(logging.CRITICAL)
 MAX_PAGES = 100  # cameras write at most about 10
 DNG_VERSION, CROP_ORIGIN, CROP_SIZE, ACTIVE_AREA = 50706, 50719, 50720, 50829
 ORIENTATION, CFA_PATTERN, CFA_LAYOUT = 274, 33422, 50711
+JPEG_BEGINNING = b"\xff\xd8"
 RATIONALS = (5, 10)  # TIFF's data types of two integers each
 CONVERT = "convert it with Adobe DNG Converter, uncompressed or lossless"
 MIN_CROP = 22  # LibRaw renders none that is smaller; a tag that says so is damaged
@@ -26,7 +27,7 @@ def check_container(path: Path) -> None:
     """Raise InputError for a TIFF (most raw formats are one) whose image data LibRaw would read as something else.
 
     It decodes a truncated ARW without an error, rescales floats to a range of its own, takes any three colors of a DNG
-    for red, green and blue, and decodes the first of several strips of lossless JPEG (LibRaw 0.22).
+    for red, green and blue, and of lossless JPEG leaves out what is damaged, and strips but the first (LibRaw 0.22).
     """
     try:
         with tifffile.TiffFile(path) as file:
@@ -52,14 +53,25 @@ def _unusual_mosaic(page: tifffile.TiffPage) -> str:
     layout = int(tag_values(page, CFA_LAYOUT)[0]) if CFA_LAYOUT in page.tags else 1
     if layout != 1:
         return f"its sensels lie in staggered rows or columns (CFALayout {layout}); expected a square grid"
-    colors = set(np.frombuffer(page.tags[CFA_PATTERN].value, np.uint8).tolist()) if CFA_PATTERN in page.tags else set()
+    pattern = page.tags[CFA_PATTERN].value if CFA_PATTERN in page.tags else ()
+    colors = set(pattern) if isinstance(pattern, bytes | tuple) else set()
     if colors - {0, 1, 2}:
         return (
             f"a color filter array of other colors (CFAPattern {sorted(colors)}); expected red, green and blue (0 to 2)"
         )
-    if page.compression == tifffile.COMPRESSION.JPEG and not page.is_tiled and len(page.dataoffsets) > 1:
-        return f"lossless JPEG in {len(page.dataoffsets)} strips, which LibRaw does not read; {CONVERT}"
+    if page.compression == tifffile.COMPRESSION.JPEG:
+        count = len(page.dataoffsets)
+        if not page.is_tiled and count > 1:
+            return f"lossless JPEG in {count} strips, which LibRaw does not read; {CONVERT}"
+        broken = sum(_bytes_at(page, offset) != JPEG_BEGINNING for offset in page.dataoffsets)
+        if broken:
+            return f"{broken} of the {count} parts of its image do not begin as lossless JPEG does; it is damaged"
     return ""
+
+
+def _bytes_at(page: tifffile.TiffPage, offset: int) -> bytes:
+    page.parent.filehandle.seek(offset)
+    return page.parent.filehandle.read(len(JPEG_BEGINNING))
 
 
 def tiff_pages(file: tifffile.TiffFile) -> Iterator[tifffile.TiffPage]:
