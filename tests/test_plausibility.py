@@ -11,6 +11,7 @@ from test_dng import XTRANS, make_frame
 from test_render import CAMERA_FILES
 
 from lsid_ray.data.pack import pack_dataset
+from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.plausibility import oddities
@@ -67,6 +68,22 @@ def test_a_hole_of_zeros_is_said_however_small(first: int, count: int, cfa: str)
     longest = max(len(list(run)) for row in frame.mosaic.tolist() for value, run in groupby(row) if value == 0)
     said = f"{count:,} of its sensels, up to {longest} side by side, are exactly 0, with a black level of 512"
     assert oddities(frame) == said
+
+
+@pytest.mark.parametrize(("rows", "refused"), [(1, False), (2, True), (24, True)])
+def test_a_file_with_a_larger_hole_is_refused(rows: int, refused: bool, tmp_path: Path) -> None:
+    frame = make_frame(96, 96)
+    frame.mosaic[30 : 30 + rows] = 0
+    write_dng(tmp_path / "a.dng", frame)
+    if refused:
+        with pytest.raises(
+            InputError, match=rf"{rows / 96:.0%} of its sensels are 0, far below the black level of 512"
+        ):
+            read_raw(tmp_path / "a.dng")
+    else:
+        assert re.search(
+            "96 of its sensels, up to 96 side by side, are exactly 0", oddities(read_raw(tmp_path / "a.dng"))
+        )
 
 
 def test_dead_sensels_and_columns_are_no_hole() -> None:

@@ -11,6 +11,7 @@ from test_dng import XTRANS, make_frame
 
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import RawFrame, read_raw
+from lsid_ray.raw.mosaic import black_mosaic
 from lsid_ray.raw.render import (
     RENDERING,
     amplify,
@@ -144,6 +145,25 @@ def test_the_plain_rendering_matches_libraw_on_real_files(name: str, ratio: floa
     assert np.count_nonzero(plain != expected) < 1e-3 * plain.size
     difference = plain.astype(np.float32) - expected
     assert np.sqrt(np.mean(difference**2)) < 20  # of 65535: 70 dB
+
+
+@pytest.mark.parametrize(
+    "path", sorted(CAMERA_FILES.glob("*.*")) if CAMERA_FILES.exists() else [], ids=lambda p: p.name
+)
+def test_of_every_camera_file_the_plain_rendering_at_ratio_1_is_the_reference(path: Path):
+    frame, reference = read_and_render(path)
+    np.testing.assert_array_equal(plain_rendering(frame, 1.0), reference)
+    dark = black_mosaic(frame.black, 512, 516).round().astype(np.uint16)
+    black = replace(frame, mosaic=dark, black=tuple(float(round(level)) for level in frame.black))
+    assert not plain_rendering(black, 300.0).any(), "of nothing but black it is 0"
+
+
+def test_sensels_above_white_are_white_in_both_renderings(tmp_path):
+    frame = smooth_frame()
+    frame.mosaic[10:30, 10:30] = 16600
+    write_dng(tmp_path / "a.dng", frame)
+    read, reference = read_and_render(tmp_path / "a.dng")
+    np.testing.assert_array_equal(plain_rendering(read, 1.0), reference)
 
 
 def test_amplify_matches_a_slow_loop_with_a_black_level_per_position():

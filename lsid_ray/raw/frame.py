@@ -30,7 +30,7 @@ from lsid_ray.raw.tiff import (
 )
 from lsid_ray.storage import is_utf8
 
-MAX_ZEROS, ZEROS_STEP = 0.02, 5  # share of the sensels, looked at every 5 rows and columns: not always the same color
+MAX_ZEROS = 0.02  # share of the sensels; if there are fewer, they are but said
 MIN_BLACK_OF_ZEROS = 16.0  # noise does not get from there to 0
 MAX_MATRIX = 100.0  # of cameras, values are below 3
 MIN_DETERMINANT = 1e-6  # of the matrix from camera RGB to sRGB; of cameras it is above 1
@@ -131,7 +131,7 @@ def _libraw_as_input_errors(path: Path) -> Iterator[None]:
         if isinstance(error, rawpy.LibRawFileUnsupportedError):
             raise InputError(f"{path}: not a raw file that LibRaw knows") from None
         raise InputError(
-            f"{path}: LibRaw cannot decode it ({_error_text(error)}); it may be damaged or truncated"
+            f"{path}: LibRaw cannot decode it ({error_text(error)}); it may be damaged or truncated"
         ) from None
     except (InputError, OSError, MemoryError):
         raise
@@ -149,7 +149,7 @@ def frame_from_libraw(raw: rawpy.RawPy, path: str | Path) -> RawFrame:
     cfa, (mosaic, black, white) = _image(raw, path, cfa, colors)
     if not max(black) < white:
         raise InputError(f"{path}: black level {max(black):g} and white level {white:g}; expected black below white")
-    zeros = float(np.mean(mosaic[::ZEROS_STEP, ::ZEROS_STEP] == 0))
+    zeros = 1 - np.count_nonzero(mosaic) / mosaic.size
     if zeros > MAX_ZEROS and min(black) > MIN_BLACK_OF_ZEROS:
         raise InputError(
             f"{path}: {zeros:.0%} of its sensels are 0, far below the black level of {min(black):g}; expected a whole "
@@ -266,6 +266,7 @@ def _color_matrix(raw: rawpy.RawPy, path: Path) -> tuple[tuple[float, ...], ...]
     return tuple(tuple(shortest_decimal(value) for value in row) for row in matrix)
 
 
-def _error_text(error: Exception) -> str:
+def error_text(error: Exception) -> str:
+    """The words of an error of LibRaw."""
     text = error.args[0] if error.args else error
     return text.decode() if isinstance(text, bytes) else str(text)

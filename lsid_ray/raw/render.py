@@ -10,7 +10,7 @@ import rawpy
 
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
-from lsid_ray.raw.frame import RawFrame, frame_from_libraw, is_read_by_libraw_as, open_raw
+from lsid_ray.raw.frame import RawFrame, error_text, frame_from_libraw, is_read_by_libraw_as, open_raw
 
 # SID's targets are LibRaw's renderings with the first three. The others are LibRaw's defaults, written out because
 # scores depend on them; except `user_flip`, which keeps a target aligned with its mosaic, and `adjust_maximum_thr`.
@@ -91,7 +91,9 @@ def plain_rendering(frame: RawFrame, ratio: float) -> np.ndarray:
         with rawpy.imread(file) as raw:
             return _render_checked(raw, frame)
     except rawpy.LibRawError as error:
-        raise InputError(f"{frame.source}: LibRaw cannot render it ({error}); its metadata may be damaged") from None
+        raise InputError(
+            f"{frame.source}: LibRaw cannot render it ({error_text(error)}); its metadata may be damaged"
+        ) from None
 
 
 def amplify(frame: RawFrame, ratio: float, black: tuple[float, ...] | None = None) -> np.ndarray:
