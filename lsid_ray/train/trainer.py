@@ -244,9 +244,14 @@ def _roll_back(experiment: Experiment, folder: AnyPath, log: RunLog) -> None:
     earlier = len(read_rollbacks(folder))
     if earlier >= experiment.training.max_rollbacks:
         returns = f", after {earlier} returns to a checkpoint (--training.max-rollbacks)" if earlier else ""
+        weights = (
+            f" from this run's best checkpoint with --init {folder},"
+            if best_checkpoint(saved_checkpoints(folder))
+            else ""
+        )
         raise PartialFailure(
-            f"{reason}{returns}; look at these pairs, or start from this run's best checkpoint with --init {folder}, "
-            "another --name, and a lower --optimizer.generator-lr or a --training.clip-norm"
+            f"{reason}{returns}; look at these pairs, or start{weights} with another --name and a lower "
+            "--optimizer.generator-lr or --training.clip-norm"
         )
     rollback = add_rollback(folder, diverged["step"])
     changes = {"skipped_step": rollback.skipped_step, "halves_rate": rollback.halves_rate}
