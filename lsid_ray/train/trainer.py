@@ -36,6 +36,7 @@ from lsid_ray.train.run_folder import (
     STOP,
     SavedCheckpoint,
     add_rollback,
+    best_checkpoint,
     checkpoint_step,
     claim_run,
     copy_best,
@@ -244,11 +245,8 @@ def _roll_back(experiment: Experiment, folder: AnyPath, log: RunLog) -> None:
     earlier = len(read_rollbacks(folder))
     if earlier >= experiment.training.max_rollbacks:
         returns = f", after {earlier} returns to a checkpoint (--training.max-rollbacks)" if earlier else ""
-        weights = (
-            f" from this run's best checkpoint with --init {folder},"
-            if best_checkpoint(saved_checkpoints(folder))
-            else ""
-        )
+        has_best = best_checkpoint(saved_checkpoints(folder)) is not None
+        weights = f" from this run's best checkpoint with --init {folder}," if has_best else ""
         raise PartialFailure(
             f"{reason}{returns}; look at these pairs, or start{weights} with another --name and a lower "
             "--optimizer.generator-lr or --training.clip-norm"
