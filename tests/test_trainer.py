@@ -240,7 +240,7 @@ def test_after_a_non_finite_loss_a_run_goes_back_or_ends_and_names_the_step_and_
     (broken / "index.json").write_text(json.dumps(index))
     with pytest.raises(PartialFailure, match=rf"step 0: a loss is not finite \(l1 nan.*{victim['name']}"):
         train(experiment(training={"batch_size": 12, "epochs": 1, "max_rollbacks": 0}), str(broken))
-    with pytest.raises(PartialFailure, match=r"start from this run's best checkpoint with --init"):
+    with pytest.raises(PartialFailure, match=r"or start with another --name and a lower --optimizer.generator-lr"):
         train(experiment(training={"batch_size": 12, "epochs": 1, "max_rollbacks": 0}), str(broken))
 
     e = experiment("returning", training={"crops_per_pair": 1, "epochs": 2})
