@@ -39,8 +39,9 @@ class Evaluate:
     """Number of frames that the report shows."""
     include_misaligned: bool = False
     """Also score SID's scenes 10034, 10045 and 10172, whose exposures are not aligned."""
-    metrics: tuple[PerceptualMetric, ...] = ()
-    """Measured besides PSNR, SSIM, texture and flip: lpips (with AlexNet), lpips_vgg, dists. See jobs/README.md."""
+    metrics: Annotated[tuple[PerceptualMetric, ...] | None, tyro.conf.arg(metavar="METRIC ...")] = None
+    """Measured besides PSNR, SSIM and texture: flip, lpips (with AlexNet), lpips_vgg, dists; see jobs/README.md.
+    Without this option flip, or none with --use-gpu."""
     weights: str = ""
     """Folder with the weights of their networks, or s3://BUCKET/NAME. Empty: torch's own, in TORCH_HOME."""
     use_gpu: bool = False

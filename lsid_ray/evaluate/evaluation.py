@@ -49,15 +49,16 @@ def evaluate(
     use_gpu: bool = False,
     images: int = 6,
     include_misaligned: bool = False,
-    metrics: Sequence[str] = (),
+    metrics: Sequence[str] | None = None,
     weights: str | AnyPath = "",
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Score a checkpoint and the plain rendering on every full frame of a split; write the report to `out`.
 
     folder: the shards. memory_bytes: as `predict_bands`. images: number of frames that the report shows.
-    metrics: those of `measures.PERCEPTUAL` to measure besides FLIP. weights: the folder with the weights of their
-        networks, on this machine or in an object store; empty: torch's own, where they may be missing.
+    metrics: those of `measures.PERCEPTUAL` to measure. None: FLIP, but none with GPUs, which would wait for a CPU.
+    weights: the folder with the weights of their networks, on this machine or in an object store; empty: torch's own,
+        where they may be missing.
     Joins the Ray cluster after all checks that need none.
     Raises: InputError as `load_generator`, `load_metrics`, `open_shards`, `find_measures` and `check_report_folder`, or
     if all pairs are misaligned.
@@ -65,7 +66,7 @@ def evaluate(
     checkpoint, folder = (storage.to_path(path).absolute() for path in (checkpoint, folder))  # workers have another cwd
     generator, experiment = load_generator(checkpoint)  # fails here rather than in every worker
     checkpoint_metrics = load_metrics(checkpoint)
-    measures = find_measures(("flip", *metrics), weights)
+    measures = find_measures(("flip",) * (not use_gpu) if metrics is None else metrics, weights)
     shards = open_shards(folder, [split])
     pairs = [pair for pair in shards.pairs if include_misaligned or not pair.misaligned]
     excluded = [pair.name for pair in shards.pairs if pair not in pairs]

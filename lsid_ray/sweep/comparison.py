@@ -91,7 +91,8 @@ def compare_best(
         with scoring_progress(f"scoring {run.name} on the {split} split") as progress:
             evaluation = evaluate(
                 checkpoint(run, sweep), definition.shards, split, report,
-                use_gpu=e.cluster.use_gpu, images=images, metrics=perceptual, weights=e.data.weights, progress=progress,
+                use_gpu=e.cluster.use_gpu, images=images, metrics=perceptual or None, weights=e.data.weights,
+                progress=progress,
             )  # fmt: skip
         return evaluation.summary, evaluation.report
 
