@@ -1,8 +1,9 @@
 """python jobs/synthesize.py --out data/demo
 
 Creates a data set of short and long exposures with SID's folder layout and file names, from photographs: those bundled
-with scikit-image (takes seconds), or any folder of PNG, JPEG, TIFF or raw files with --photos FOLDER. Prints each scene
-when it is written, and finally the number of scenes and the folder.
+with scikit-image (takes seconds), or any folder of PNG, JPEG, TIFF or raw files with --photos FOLDER. The noise is that
+of SID's Sony A7S II, or with --camera FILE of the camera that `jobs/calibrate.py` has measured. Prints each scene when
+it is written, and finally the number of scenes and the folder.
 """
 
 import time
