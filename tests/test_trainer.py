@@ -67,11 +67,16 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
         "each validation frame is scored once"
     )
     assert from_json((run.folder / "experiment.json").read_text(), "") == e
-    assert list((run.folder / "tensorboard").iterdir())
+    board = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    (images,) = (board.Images(name) for name in board.Tags()["images"])
+    assert [image.step for image in images] == [
+        event["step"] for event in events(run.folder) if event["kind"] == "validation"
+    ]
     generator, loaded = load_generator(run.best)
     assert loaded == e
     opened = open_shards(shards, ["validation"])
-    scores = list(validate(generator, opened, opened.pairs, torch.device("cpu"), {"flip": flip}))
+    validated = validate(generator, opened, opened.pairs, torch.device("cpu"), {"flip": flip})
+    scores = [score for score, *_ in validated]
     for name in ("psnr_db", "ssim", "flip"):
         assert np.mean([score[name] for score in scores]) == pytest.approx(run.metrics[name], abs=1e-4)
 

@@ -39,7 +39,7 @@ def network_input(
         black = black.repeat(1, 1, -(-height // layout.repeat), -(-width // layout.repeat))[:, :, :height, :width]
     light = (short.float() - black) * scale
     if config.input_curve == "tone":
-        return (light.sign() * _tone_curve(light.abs())).clamp(-MAX_INPUT, MAX_INPUT)
+        return (light.sign() * tone_curve(light.abs())).clamp(-MAX_INPUT, MAX_INPUT)
     return light.clamp(0, 1)
 
 
@@ -138,9 +138,10 @@ def apply_color_matrix(image: Tensor, matrix: Tensor) -> Tensor:
     """
     power = ((image + _OFFSET) / (1 + _OFFSET)).clamp_min(0) ** (1 / _POWER)
     linear = torch.where(image < _SLOPE * _TOE, image / _SLOPE, power)
-    return _tone_curve(torch.einsum("ij,jhw->ihw", matrix.to(image), linear))
+    return tone_curve(torch.einsum("ij,jhw->ihw", matrix.to(image), linear))
 
 
-def _tone_curve(linear: Tensor) -> Tensor:
+def tone_curve(linear: Tensor) -> Tensor:
+    """The rendering's tone curve of linear light, both about [0, 1]; a straight line below 0."""
     curve = (1 + _OFFSET) * linear.clamp_min(_TOE) ** _POWER - _OFFSET
     return torch.where(linear < _TOE, _SLOPE * linear, curve)

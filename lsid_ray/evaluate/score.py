@@ -112,8 +112,8 @@ def validate(
     pairs: Iterable[Pair],
     device: torch.device,
     measures: Mapping[str, Measure] = NO_MEASURES,
-) -> Iterator[dict[str, float]]:
-    """PSNR, SSIM and `measures` of the full frame of each pair.
+) -> Iterator[tuple[dict[str, float], Tensor, Tensor]]:
+    """PSNR, SSIM and `measures` of the full frame of each pair, its image and its target, both (H, W, 3) in [0, 1].
 
     A long exposure is read once if its pairs follow one another.
     """
@@ -123,7 +123,8 @@ def validate(
             shard, target = pair.long.shard, at_output_scale(_target(shards, pair), pair, generator.scale, device)
         image, _ = enhance_frame(generator, shards.planes(pair), pair.short, pair.ratio, device)
         scores = {"psnr_db": metrics.psnr_db(image, target), "ssim": metrics.ssim(image, target)}
-        yield scores | {name: measure(image, target) for name, measure in measures.items()}
+        scores |= {name: measure(image, target) for name, measure in measures.items()}
+        yield scores, image, target
 
 
 def _target(shards: Shards, pair: Pair) -> np.ndarray:

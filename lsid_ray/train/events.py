@@ -12,8 +12,9 @@ An event is a dictionary with a "kind". Those that are logged have a "step":
 "resize"      workers: the run goes on from its latest checkpoint, at `step`, with as many
 "failure"     reason; the run restarts from its latest checkpoint, at `step`
 
-These are only shown:
+These are only shown, the first by TensorBoard:
 
+"image"       step, name, pixels ((H, W, 3) uint8): input, output and target of the first frame of a validation
 "waiting"     message, seconds; no worker has started yet
 "warning"     message
 """
@@ -26,7 +27,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from lsid_ray.train.heartbeat import Beat
 
 Event = dict[str, Any]
-SHOWN_ONLY = ("waiting", "warning")
+SHOWN_ONLY = ("image", "waiting", "warning")
 
 
 def scalars(event: Event) -> dict[str, float]:

@@ -18,6 +18,7 @@ from lsid_ray.data.index import open_shards
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.stream import check_order, local_batches
 from lsid_ray.evaluate.score import validate
+from lsid_ray.evaluate.validation_image import validation_image
 from lsid_ray.model.checkpoint import load_training_state
 from lsid_ray.train.heartbeat import SAVING, TRAINING, VALIDATING, WAITING_FOR_DATA, Heartbeat
 from lsid_ray.train.initial_weights import read_initial_weights
@@ -145,9 +146,15 @@ def training_loop(options: dict[str, Any]) -> None:
         validation_start = time.perf_counter()
         scores = []
         first, last = (len(validation.pairs) * each // world_size for each in (rank, rank + 1))
-        for score in validate(gan_step.scored, validation, validation.pairs[first:last], device, measures):
+        own = validate(gan_step.scored, validation, validation.pairs[first:last], device, measures)
+        for score, image, target in own:
             scores.append(score)
             heartbeat.go_on()
+            if first + len(scores) == 1:
+                pair = validation.pairs[0]
+                planes = validation.planes(pair)
+                pixels = validation_image(gan_step.scored, planes, pair.short, pair.ratio, image, target)
+                events.put.remote({"kind": "image", "step": gan_step.step, "name": pair.name, "pixels": pixels})
         heartbeat.begin(SAVING, gan_step.step)
         rows = _gather(scores, world_size)
         metrics = {"step": gan_step.step, "epoch": epoch, "frames": len(rows)}

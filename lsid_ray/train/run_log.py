@@ -5,7 +5,7 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from ray.util.metrics import Gauge
@@ -65,6 +65,8 @@ class RunLog:
     def write(self, event: Event) -> None:
         """Log one event, with the time, and hand it to `on_event`."""
         if event["kind"] in SHOWN_ONLY:
+            if event["kind"] == "image" and self.tensorboard is not None:
+                self._show_image(event)
             self.on_event(event)
             return
         event = {**event, "time": time.time()}
@@ -122,6 +124,11 @@ class RunLog:
             return []
         checkpoints = [one for one in saved_checkpoints(self.folder) if one.step == start["step"] and one.is_scored]
         return [{"kind": "validation", **one.metrics, "seconds": 0.0, "time": start["time"]} for one in checkpoints]
+
+    def _show_image(self, event: Event) -> None:
+        """Add it to TensorBoard; on a full disk it is left out."""
+        with suppress(OSError):
+            self.tensorboard.add_image(f"validation/{event['name']}", event["pixels"], event["step"], dataformats="HWC")
 
     def _show_in_tensorboard(self, event: Event) -> None:
         if self.tensorboard is None:
