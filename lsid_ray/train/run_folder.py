@@ -6,6 +6,7 @@ STORAGE/NAME/metrics.jsonl      one event per line
 STORAGE/NAME/tensorboard/       the same for TensorBoard
 STORAGE/NAME/checkpoint_*/      the best checkpoint, of those made at a validation, and the latest
 STORAGE/NAME/best/              a copy of the best, for other jobs
+STORAGE/NAME/tracking.json      its runs in MLflow or W&B, and what they were sent
 STORAGE/NAME/rollbacks.json     how the run went on after losses that were not finite
 STORAGE/NAME/stop               create this file to end the run early
 
