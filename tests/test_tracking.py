@@ -69,6 +69,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> FakeRun:
     run = FakeRun()
     monkeypatch.setattr(tracking_module, "open_run", lambda tracker, run_id, experiment, folder: run)
     monkeypatch.setattr(tracking_module, "SEND_S", 0.02)
+    monkeypatch.setattr(tracking_module, "RETRY_S", 0.02)
     return run
 
 

@@ -14,12 +14,12 @@ from contextlib import contextmanager
 from lsid_ray import storage
 from lsid_ray.config.schema import Experiment
 from lsid_ray.storage import AnyPath
-from lsid_ray.train.events import Event, scalars
+from lsid_ray.train.events import SHOWN_ONLY, Event, scalars
 from lsid_ray.train.run_log import read_events
 from lsid_ray.train.tracker import MLflowRun, Point, Tracker, WandbRun, open_run, reason
 
 STATE = "tracking.json"
-SEND_S = 5.0  # between sends
+SEND_S, RETRY_S = 5.0, 60.0  # between sends; after one that failed, because then the whole log is read
 END_S = 30.0  # that a run waits for its last send
 
 
@@ -62,7 +62,8 @@ class _Sender:
         self.thread.start()
 
     def put(self, event: Event) -> None:
-        self.events.put(event)
+        if event["kind"] not in SHOWN_ONLY:
+            self.events.put(event)
         self.on_event(event)
 
     def end(self, status: str) -> None:
@@ -75,17 +76,18 @@ class _Sender:
 
     def _send_all(self) -> None:
         read_log = True  # whether it may have what was not sent
-        ended = False
+        failed = ended = False
         while not ended:
-            ended = self.ended.wait(SEND_S)
+            ended = self.ended.wait(RETRY_S if failed else SEND_S)
             events = [self.events.get() for _ in range(self.events.qsize())]
             try:
                 self._send([*read_events(self.folder), *events] if read_log or ended else events)
                 if ended:
                     self.run.close(self.status)
                 read_log = any(event["kind"] == "start" for event in events)  # it is then written anew, in a moment
+                failed = False
             except Exception as error:  # of many kinds; none may end the run
-                read_log = True
+                read_log = failed = True
                 self._warn(reason(error))
 
     def _send(self, events: list[Event]) -> None:
