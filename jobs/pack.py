@@ -1,6 +1,7 @@
 """Pack raw files into shards, verify and repair shards, and preview either.
 
     python jobs/pack.py pack SID/Sony
+    python jobs/pack.py pack ROOT --list pairs.csv
     python jobs/pack.py verify SID/Sony-shards
     python jobs/pack.py repair SID/Sony
     python jobs/pack.py preview SID/Sony --out preview.png
@@ -16,6 +17,7 @@ from tyro.conf import Positional, arg
 
 from lsid_ray import storage
 from lsid_ray.commandline import parse_call, run_job
+from lsid_ray.data.catalog import name_once
 from lsid_ray.data.index import read_index
 from lsid_ray.data.pack import default_shards, pack_dataset
 from lsid_ray.data.preview import contact_sheet
@@ -25,6 +27,7 @@ from lsid_ray.errors import PartialFailure
 from lsid_ray.progress import counter
 
 Root = Annotated[str, Positional, arg(metavar="ROOT", help="Folder that holds short/ and long/, with SID's names.")]
+Lists = Annotated[tuple[str, ...], arg(name="list", help="Lists of the pairs, for other names: see jobs/README.md.")]
 Out = Annotated[str, arg(help='Folder of the shards. Empty: ROOT + "-shards".')]
 Tile = Annotated[int, arg(help="Side of a tile in packed pixels.")]
 SidWhite = Annotated[bool, arg(help="Let the brightest sensel decide how bright a long exposure is, as SID did.")]
@@ -32,11 +35,11 @@ Data = Annotated[str, Positional, arg(metavar="PATH", help="Folder of raw files 
 Count = Annotated[int, arg(help="Number of pairs.")]
 
 
-def pack(root: Root, out: Out = "", tile: Tile = TILE_SIDE, sid_white: SidWhite = False) -> None:
+def pack(root: Root, out: Out = "", lists: Lists = (), tile: Tile = TILE_SIDE, sid_white: SidWhite = False) -> None:
     """Pack new and changed files."""
     out = out or default_shards(root)
     with counter("packing", "files") as progress:
-        result = pack_dataset(root, out, tile=tile, sid_white=sid_white or None, progress=progress)
+        result = pack_dataset(root, out, tile=tile, sid_white=sid_white or None, lists=lists, progress=progress)
     print(*(f"{line}\n" for line in result.remarks), sep="", end="")
     _report("left out", result.failures, f"{result.pairs} pairs in {out} ({result.summary})")
 
@@ -49,27 +52,27 @@ def verify(folder: Annotated[str, Positional, arg(metavar="SHARDS", help="Folder
     _report("broken", broken, f"{summary}: {'not ' if broken else ''}intact")
 
 
-def repair(root: Root, out: Out = "") -> None:
+def repair(root: Root, out: Out = "", lists: Lists = ()) -> None:
     """Pack broken shards again, as they were."""
     out = out or default_shards(root)
     with counter("repairing", "files") as progress:
-        result = repair_shards(root, out, progress)
+        result = repair_shards(root, out, progress, lists)
     print(*(f"was broken {name}: {reason}\n" for name, reason in result.broken), sep="", end="")
     _report("broken", result.remaining, f"{out}: {'not ' if result.remaining else ''}intact")
 
 
-def preview(path: Data, out: str = "preview.png", count: Count = 12) -> None:
+def preview(path: Data, out: str = "preview.png", count: Count = 12, lists: Lists = ()) -> None:
     """Draw pairs in one image, each short exposure next to its long one."""
     with counter("drawing", "pairs") as progress:
-        failures = contact_sheet(storage.to_path(path), storage.to_path(out), count, progress)
+        failures = contact_sheet(storage.to_path(path), storage.to_path(out), count, progress, lists)
     _report("not shown", (failure.split(": ", 1) for failure in failures), out)
 
 
 def _report(status: str, failures: Iterable[tuple[str, str]], summary: str) -> None:
-    lines = [f"{status} {name}: {reason}" for name, reason in failures]
-    print(*lines, summary, sep="\n")
-    if lines:
-        raise PartialFailure(f"{len(lines)} files were {status}")
+    failures = list(failures)
+    print(*(f"{status} {name}: {reason}" for name, reason in name_once(failures)), summary, sep="\n")
+    if failures:
+        raise PartialFailure(f"{len(failures)} files were {status}")
 
 
 if __name__ == "__main__":

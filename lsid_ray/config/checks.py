@@ -82,6 +82,8 @@ def check_experiment(experiment: Experiment) -> None:
         raise InputError("--storage is empty: expected the folder of the runs")
     if not e.data.root and not e.data.shards:
         raise InputError("--data.root is empty: expected the folder that holds short/ and long/")
+    if e.data.lists and not e.data.root:
+        raise InputError(f"--data.lists is {' '.join(e.data.lists)}: expected --data.root with the listed files, too")
 
 
 def checkpoint_interval(training: TrainingConfig) -> tuple[float, float]:

@@ -16,8 +16,10 @@ class DataConfig:
     """Where the data set is."""
 
     root: str = ""
-    """Folder with short/ and long/, raw files named as in SID (10003_00_0.04s.ARW). data/demo is created if it does
-    not exist: scikit-image's photographs with calibrated sensor noise."""
+    """Folder with short/ and long/, raw files named as in SID (10003_00_0.04s.ARW), or with the files of `lists`.
+    data/demo is created if it does not exist: scikit-image's photographs with calibrated sensor noise."""
+    lists: tuple[str, ...] = ()
+    """Files that list the pairs, for any names: SID's (SHORT LONG ISO200 F8), or a CSV with short,long,split."""
     shards: str = ""
     """Folder of the packed shards, created from `root` if it does not exist. Empty: `root` + "-shards"."""
     weights: str = ""

@@ -1,7 +1,6 @@
 """Match short and long exposures by file name, in a folder with SID's layout and names."""
 
 import os
-import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,9 +12,28 @@ from lsid_ray.raw.mosaic import amplification_ratio
 from lsid_ray.raw.names import RAW_SUFFIXES, SPLITS, parse_sid_name
 from lsid_ray.storage import AnyPath
 
-# Scenes that moved between the exposures, as listed in the repository of SID's authors (cchen156).
 NO_SHORT = "no matching short exposure"
+UNKNOWN_NAME = "name does not parse; expected one like 10003_00_0.04s.ARW, first digit 0, 1 or 2"
+OTHER_WAYS = (
+    "for other names, list the pairs in a file, with --list (in training --data.lists): a line SHORT LONG per pair, as "
+    "in SID's Sony_train_list.txt, or a table NAME.csv with the header short,long,split"
+)
+# Sony's scenes that moved between the exposures, as listed in the repository of SID's authors (cchen156).
 MISALIGNED_SCENES = frozenset({"10034", "10045", "10172"})
+
+
+@dataclass(frozen=True)
+class Listed:
+    """What a list says of a pair besides its files; None where it says nothing."""
+
+    where: str
+    """File and line: "pairs.csv, line 12"."""
+    ratio: float | None = None
+    """Amplification, in [1, 300]."""
+    iso: float | None = None
+    """Of both exposures, as `aperture`."""
+    aperture: float | None = None
+    """The f-number."""
 
 
 @dataclass(frozen=True)
@@ -23,9 +41,11 @@ class RawPair:
     """Raw files of a short exposure and of the long exposure that is its target."""
 
     name: str
-    """File name of the short exposure without suffix: "10003_00_0.04s"."""
+    """File name of the short exposure without suffix: "10003_00_0.04s". Unique: see `pair_list`."""
+    long_name: str
+    """The same of the long exposure: "10003_00_10s"."""
     scene: str
-    """Five digits: "10003"."""
+    """In SID five digits: "10003"."""
     split: str
     """"train", "validation" or "test"."""
     frame: int
@@ -37,6 +57,16 @@ class RawPair:
     long_s: float | None
     ratio: float | None
     """min(long_s / short_s, 300); None if either time is unknown."""
+    listed: Listed | None = None
+    """None without a list."""
+
+    @property
+    def files(self) -> dict[str, AnyPath]:
+        """Short, then long, by name in a packed data set: "short/10003_00_0.04s.ARW", "long/10003_00_10s.ARW"."""
+        return {
+            f"short/{self.name}{self.short.suffix}": self.short,
+            f"long/{self.long_name}{self.long.suffix}": self.long,
+        }
 
 
 @dataclass(frozen=True)
@@ -49,25 +79,31 @@ class Catalog:
     """Test pairs of MISALIGNED_SCENES."""
     problems: tuple[tuple[AnyPath, str], ...]
     """Files in no pair, each with the reason."""
+    remarks: tuple[str, ...] = ()
+    """What a user should know of the lists, a line each."""
 
 
 def read_catalog(root: str | AnyPath, exclude_misaligned: bool = True) -> Catalog:
-    """List the pairs of a data set by file name alone; `root` contains `short/` and `long/`, in any case.
+    """List the pairs of a data set by file name alone; `root` contains `exposure_folders`.
 
-    Raises: InputError if the folder is missing, has no `short/` and `long/`, or has no pair.
+    Raises: InputError if the folder is missing, has no `short/` and `long/`, has two of either, or has no pair.
     """
     root = storage.to_path(root)
     unusable: list[tuple[AnyPath, str]] = []
     try:
         if not root.is_dir():
             raise InputError(f"data folder {root}: no such folder; expected one that contains short/ and long/")
-        if not _is_data_set(root):
-            candidates = [folder for folder in sorted(root.iterdir()) if folder.is_dir() and _is_data_set(folder)]
-            similar = [path.name for path in sorted(root.iterdir()) if re.fullmatch("(short|long)s", path.name, re.I)]
-            hint = f", not {' and '.join(similar)}: rename them" if similar else ""
-            hint = f"; pass {' or '.join(map(str, candidates))}" if candidates else hint
+        folders = exposure_folders(root)
+        if not all(folders.values()):
+            others = [folder for folder in sorted(root.iterdir()) if folder.is_dir()]
+            candidates = [str(folder) for folder in others if all(exposure_folders(folder).values())]
+            hint = f"; pass {' or '.join(candidates)}" if candidates else f"; {OTHER_WAYS}"
             raise InputError(f"data folder {root}: expected it to contain the folders short/ and long/{hint}")
-        shorts, longs = (_raw_files(folder, unusable) for folder in exposure_folders(root).values())
+        for same in folders.values():
+            if len(same) > 1:
+                names = " and ".join(folder.name for folder in same)
+                raise InputError(f"data folder {root}: contains {names}: expected one of them")
+        shorts, longs = (_raw_files(folders[kind][0], unusable) for kind in ("short", "long"))
     except OSError as error:
         raise InputError(f"data folder {error.filename or root}: {error.strerror}") from None
     if not shorts and not longs and not unusable:
@@ -77,25 +113,34 @@ def read_catalog(root: str | AnyPath, exclude_misaligned: bool = True) -> Catalo
     if not catalog.pairs and not catalog.excluded:
         # A long without a short is only the consequence of a short that does not parse.
         path, reason = min(catalog.problems, key=lambda problem: (problem[1] == NO_SHORT, problem[0] not in shorts))
-        raise InputError(f"data folder {root}: no pair of short and long exposures among "
-                         f"{len(shorts + longs + unusable)} files; {path.name}: {reason}")  # fmt: skip
+        count = len(shorts + longs + unusable)
+        hint = f"; {OTHER_WAYS}" if reason == UNKNOWN_NAME else ""
+        raise InputError(
+            f"data folder {root}: no pair of short and long exposures among {count} files; {path.name}: {reason}{hint}"
+        )
     return catalog
 
 
-def exposure_folders(root: AnyPath) -> dict[str, AnyPath]:
-    """The folders short/ and long/ of a data set, or as it spells them: Short/, LONG/; they may not exist."""
-    folders = {kind: root / kind for kind in ("short", "long")}
-    if root.is_dir() and not all(folder.is_dir() for folder in folders.values()):
-        for path in sorted(root.iterdir()):
-            kind = path.name.lower()
-            if kind in folders and not folders[kind].is_dir():
-                folders[kind] = path
+def exposure_folders(root: AnyPath) -> dict[str, list[AnyPath]]:
+    """The folders of the short and of the long exposures in `root`: short/ or shorts/, long/ or longs/, in any case."""
+    folders: dict[str, list[AnyPath]] = {"short": [], "long": []}
+    for path in sorted(root.iterdir()):
+        kind = path.name.lower().removesuffix("s")
+        if kind in folders and path.is_dir():
+            folders[kind].append(path)
     return folders
 
 
-def raw_name(path: AnyPath) -> str:
-    """The name of a raw file in a data set, "short/10003_00_0.04s.ARW", however its folder is spelled."""
-    return f"{path.parent.name.lower()}/{path.name}"
+def name_once(problems: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Files and reasons, with one entry for all files whose names do not parse; it says what else can be done."""
+    unknown, others = [], []
+    for name, reason in problems:
+        (unknown if reason == UNKNOWN_NAME else others).append((name, reason))
+    if unknown:
+        count = len(unknown) - 1
+        more = f" and {count} others" if count > 1 else f" and {unknown[1][0]}" if count else ""
+        others.append((f"{unknown[0][0]}{more}", f"{UNKNOWN_NAME}; {OTHER_WAYS}"))
+    return others
 
 
 def pair_names(
@@ -124,11 +169,16 @@ def pair_names(
     unused = [path for longs in longs_by_scene.values() for _, _, path in longs if path not in used]
     problems += [(path, NO_SHORT) for path in unused]
     pairs.sort(key=lambda pair: (pair.name, str(pair.short)))
-    excluded = [
-        pair for pair in pairs if exclude_misaligned and pair.split == "test" and pair.scene in MISALIGNED_SCENES
-    ]
+    excluded = [pair for pair in pairs if exclude_misaligned and is_misaligned(pair.split, pair.long)]
     included = [pair for pair in pairs if pair not in excluded]
     return Catalog(tuple(included), tuple(excluded), tuple(sorted(problems)))
+
+
+def is_misaligned(split: str, long: AnyPath) -> bool:
+    """Whether a test pair is of a scene that SID's authors leave out; Fuji's scenes of these numbers are others."""
+    sid = parse_sid_name(long.stem)
+    known = sid is not None and sid.scene in MISALIGNED_SCENES and long.suffix.lower() != ".raf"
+    return split == "test" and known
 
 
 def _parsed(
@@ -139,7 +189,7 @@ def _parsed(
     for path in map(storage.to_path, names):
         parsed = parse_sid_name(path.stem)
         if parsed is None:
-            problems.append((path, "name does not parse; expected one like 10003_00_0.04s.ARW, first digit 0, 1 or 2"))
+            problems.append((path, UNKNOWN_NAME))
         elif path.stem in path_by_stem:
             problems.append((path, f"same name as {path_by_stem[path.stem].name}"))
         else:
@@ -151,6 +201,7 @@ def _pair(short: AnyPath, scene: str, frame: int, short_s: float, long: AnyPath,
     known = 0 < short_s <= long_s  # a short one that is longer may have another ISO or aperture
     return RawPair(
         name=short.stem,
+        long_name=long.stem,
         scene=scene,
         split=SPLITS[scene[0]],
         frame=frame,
@@ -160,10 +211,6 @@ def _pair(short: AnyPath, scene: str, frame: int, short_s: float, long: AnyPath,
         long_s=long_s or None,
         ratio=amplification_ratio(long_s, short_s) if known else None,
     )
-
-
-def _is_data_set(folder: AnyPath) -> bool:
-    return all(exposures.is_dir() for exposures in exposure_folders(folder).values())
 
 
 def _raw_files(folder: AnyPath, unusable: list[tuple[AnyPath, str]]) -> list[AnyPath]:

@@ -23,8 +23,9 @@ class PackTask:
     """A raw file to check, and to pack unless its shard exists."""
 
     name: str
-    """Relative to the data set's folder."""
+    """In the packed data set: "short/10003_00_0.04s.ARW"."""
     path: str
+    """Of the file."""
     indexed: SourceFile | None
     """Its entry in the index, None if it has none."""
     shard_xxh128: str
@@ -92,7 +93,7 @@ def _pack_local_file(task: PackTask, path: AnyPath, local_path: Path, destinatio
         return FileResult(_failed(source, reason), None, reason, True)
     if (stat_after.st_size, stat_after.st_mtime_ns) != (stat.st_size, stat.st_mtime_ns):
         return FileResult(None, None, "it changed while it was read: pack again", True)
-    entry = Shard(shard, path.name, stat.st_size, 0, "", pixels.shape, tile_side, offset)
+    entry = Shard(shard, os.path.basename(task.name), stat.st_size, 0, "", pixels.shape, tile_side, offset)
     metadata = PackedFrame(shard=entry, height=frame.height, width=frame.width, **metadata_of(frame))
     record = shard_metadata(metadata, xxh128, tile, rendering_parameters(task.sid_white))
     try:
@@ -117,7 +118,7 @@ def _existing_frame(
     try:
         shard = record["frame"]["shard"]
         recorded = (record["version"], record["tile"], record["source_xxh128"], shard["source"], shard["path"])
-        if recorded != (VERSION, tile, source.xxh128, task.path.rpartition("/")[2], source.shard):
+        if recorded != (VERSION, tile, source.xxh128, os.path.basename(task.name), source.shard):
             return None
         if task.name.startswith("long/") and record["rendering"] != rendering_parameters(task.sid_white):
             return None

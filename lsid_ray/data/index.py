@@ -100,12 +100,12 @@ class Index:
     rendering: dict[str, Any]
     """LibRaw's version and its parameters for the long exposures."""
     sources: dict[str, SourceFile]
-    """Raw files by name, relative to the data set's folder."""
+    """Raw files by name: "short/10003_00_0.04s.ARW"."""
     frames: dict[str, PackedFrame]
     """Frames by the path of their shard, including those in no pair."""
     pairs: tuple[Pair, ...]
     failed: tuple[tuple[str, str], ...]
-    """Raw files in no pair, each with the reason."""
+    """Raw files in no pair, by path relative to the data set's folder, each with the reason."""
 
     @property
     def summary(self) -> str:

@@ -7,7 +7,7 @@ import dataclasses
 import errno
 import fcntl
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -25,11 +25,11 @@ from lsid_ray.data.index import (
     write_index,
 )
 from lsid_ray.data.pack_plan import PackPlan, plan_packing
+from lsid_ray.data.pair_ratio import disagreements, pair_ratio
 from lsid_ray.data.parallel import parallel_map, reuse_freed_memory
 from lsid_ray.data.shard import TILE_SIDE, read_metadata
 from lsid_ray.errors import InputError
 from lsid_ray.object_store import RemotePath
-from lsid_ray.raw.ratio import exposure_ratio
 from lsid_ray.raw.render import rendering_parameters
 from lsid_ray.storage import AnyPath
 
@@ -55,13 +55,20 @@ class PackResult:
     """Files that were packed before and are in no pair any more; their shards were deleted."""
     oddities: tuple[tuple[str, str], ...] = ()
     """Files packed now that are unlikely to be sound, each with what is odd (see `raw.plausibility`)."""
+    disagreements: tuple[tuple[str, str], ...] = ()
+    """Pairs whose files differ from their names or a list (see `pair_ratio`), each with how."""
+    of_lists: tuple[str, ...] = ()
+    """What to know of the lists, a line each."""
 
     @property
     def remarks(self) -> list[str]:
-        """A line for each of the first of `oddities`, and one for the others."""
-        lines = [f"unlikely {name}: {text}" for name, text in self.oddities[:MAX_REMARKS]]
-        others = len(self.oddities) - MAX_REMARKS
-        return [*lines, f"unlikely: {others} others, too"] if others > 0 else lines
+        """Lines: those of the lists, the first of `oddities` and of `disagreements`, and how many others there are."""
+        lines = list(self.of_lists)
+        for kind, entries in (("unlikely", self.oddities), ("contradictory", self.disagreements)):
+            lines += [f"{kind} {name}: {text}" for name, text in entries[:MAX_REMARKS]]
+            if len(entries) > MAX_REMARKS:
+                lines.append(f"{kind}: {len(entries) - MAX_REMARKS} others, too")
+        return lines
 
     @property
     def summary(self) -> str:
@@ -82,9 +89,10 @@ def pack_dataset(
     *,
     tile: int = TILE_SIDE,
     sid_white: bool | None = None,
+    lists: Sequence[str] = (),
     progress: Progress = lambda done, total: None,
 ) -> PackResult:
-    """Bring the folder `destination` up to date with every pair under `root` (short/ and long/, SID's names).
+    """Bring the folder `destination` up to date with every pair under `root`: as `pair_list.list_pairs` finds them.
 
     A file with the size and modification time of the index is not read again; for any other its hash decides. A
     killed run resumes with the shards it had written. A broken file does not stop the others: it is listed in the
@@ -98,7 +106,7 @@ def pack_dataset(
     if not 1 <= tile <= MAX_TILE:
         raise InputError(f"--tile is {tile}: expected 1 to {MAX_TILE:,}")
     root, destination = storage.to_path(root).absolute(), storage.to_path(destination).absolute()
-    return update_shards(root, destination, tile, progress, frozenset(), sid_white)
+    return update_shards(root, destination, tile, progress, frozenset(), sid_white, lists)
 
 
 def update_shards(
@@ -108,16 +116,19 @@ def update_shards(
     progress: Progress,
     broken: frozenset[str],
     sid_white: bool | None = None,
+    lists: Sequence[str] = (),
 ) -> PackResult:
     """`pack_dataset` for absolute paths; the shards in `broken` are packed again whatever their metadata says."""
-    plan = plan_packing(root, destination, tile, broken, sid_white)
+    plan = plan_packing(root, destination, tile, broken, sid_white, lists)
     if _is_up_to_date(plan) and not broken:  # returns before the lock, so that a read-only folder will do
-        return PackResult(len(plan.index.pairs), plan.index.failed, True, 0, len(plan.frames), ())
+        return PackResult(
+            len(plan.index.pairs), plan.index.failed, True, 0, len(plan.frames), (), of_lists=plan.catalog.remarks
+        )
     storage.check_writable(destination, "folder of the shards")
     cluster.connect()
     try:
         with _locked(destination):
-            plan = plan_packing(root, destination, tile, broken, sid_white)  # another run may just have ended
+            plan = plan_packing(root, destination, tile, broken, sid_white, lists)  # another run may just have ended
             return _execute(plan, progress)
     except OSError as error:
         raise InputError(_not_writable(destination, error.strerror or str(error))) from None
@@ -143,6 +154,7 @@ def _execute(plan: PackPlan, progress: Progress) -> PackResult:
     _remove_partial_files(destination)
     reused, packed, done, total = len(plan.frames), 0, 0, len(plan.tasks)
     odd: dict[str, str] = {}
+    files = plan.files
     if total:
         progress(0, total)
     try:
@@ -160,7 +172,7 @@ def _execute(plan: PackPlan, progress: Progress) -> PackResult:
                 if result.frame is not None:
                     plan.frames[shard_path(task.name)] = result.frame
                 else:
-                    plan.reasons[task.name] = result.reason
+                    plan.reasons[str(files[task.name].relative_to(plan.root))] = result.reason
                 if result.decoded:
                     done += 1
                     packed += result.frame is not None
@@ -179,7 +191,17 @@ def _execute(plan: PackPlan, progress: Progress) -> PackResult:
     (destination / PREVIOUS_INDEX).unlink(missing_ok=True)
     previous = plan.index.sources if plan.index else {}
     removed = tuple(name for name in previous if previous[name].shard and name not in index.sources)
-    return PackResult(len(index.pairs), index.failed, False, packed, reused, removed, tuple(sorted(odd.items())))
+    return PackResult(
+        pairs=len(index.pairs),
+        failures=index.failed,
+        up_to_date=False,
+        packed=packed,
+        reused=reused,
+        removed=removed,
+        oddities=tuple(sorted(odd.items())),
+        disagreements=_disagreements(plan),
+        of_lists=plan.catalog.remarks,
+    )
 
 
 def _pack_file(task: PackTask, destination: str, tile: int) -> FileResult:
@@ -190,14 +212,11 @@ def _pack_file(task: PackTask, destination: str, tile: int) -> FileResult:
 def _assemble_index(plan: PackPlan) -> Index:
     """The index of everything packed. Raises: InputError if there is no pair."""
     pairs, reasons = [], dict(plan.reasons)
-    for pair in plan.pairs:
-        names = [raw_name(path) for path in (pair.short, pair.long)]
-        frames = [plan.frames.get(shard_path(name)) for name in names]
-        if None not in frames:
-            try:
-                pairs.append(_packed_pair(pair, pair in plan.catalog.excluded, *frames))
-            except InputError as error:
-                reasons[names[0]] = str(error)
+    for pair, short, long in _packed_frames(plan):
+        try:
+            pairs.append(_packed_pair(pair, pair in plan.catalog.excluded, short, long))
+        except InputError as error:
+            reasons[str(pair.short.relative_to(plan.root))] = str(error)
     if not pairs:
         name, reason = min(reasons.items())
         raise InputError(f"{plan.root}: none of its {len(plan.pairs)} pairs could be packed; {name}: {reason}")
@@ -212,21 +231,31 @@ def _assemble_index(plan: PackPlan) -> Index:
     )
 
 
+def _packed_frames(plan: PackPlan) -> Iterator[tuple[RawPair, PackedFrame, PackedFrame]]:
+    """The pairs of which both files are packed, with their frames."""
+    for pair in plan.pairs:
+        short, long = (plan.frames.get(shard_path(name)) for name in pair.files)
+        if short is not None and long is not None:
+            yield pair, short, long
+
+
+def _disagreements(plan: PackPlan) -> tuple[tuple[str, str], ...]:
+    found = [(pair.name, disagreements(pair, short, long)) for pair, short, long in _packed_frames(plan)]
+    return tuple(sorted((name, text) for name, text in found if text))
+
+
 def _packed_pair(pair: RawPair, misaligned: bool, short: PackedFrame, long: PackedFrame) -> Pair:
     if (short.height, short.width) != (long.height, long.width):
         raise InputError(
             f"{pair.short.name} is {short.height}x{short.width} and {pair.long.name} {long.height}x{long.width}: "
             "expected one size"
         )
-    for frame, name in ((short, pair.short.name), (long, pair.long.name)):
-        if frame.exposure_s is None:
-            raise InputError(f"{name}: no exposure time in the file nor in its name (10003_00_0.04s)")
     return Pair(
         name=pair.name,
         scene=pair.scene,
         split=pair.split,
         frame=pair.frame,
-        ratio=exposure_ratio(short, long),
+        ratio=pair_ratio(pair, short, long),
         misaligned=misaligned,
         short=short,
         long=long,

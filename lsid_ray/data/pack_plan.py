@@ -6,15 +6,16 @@ The state of the files comes from the index, or from the shards themselves if a 
 import dataclasses
 import itertools
 import os
-from collections.abc import Container
+from collections.abc import Container, Sequence
 from typing import Any
 
 from lsid_ray import __version__, storage
 from lsid_ray.config.serialization import difference
-from lsid_ray.data.catalog import Catalog, RawPair, exposure_folders, raw_name, read_catalog
+from lsid_ray.data.catalog import Catalog, RawPair
 from lsid_ray.data.checksum import file_xxh128
 from lsid_ray.data.convert import PackTask, shard_path
 from lsid_ray.data.index import INDEX, PREVIOUS_INDEX, Index, PackedFrame, SourceFile, read_index
+from lsid_ray.data.pair_list import list_pairs
 from lsid_ray.data.shard import read_metadata
 from lsid_ray.errors import InputError
 from lsid_ray.raw.render import has_sid_white, rendering_parameters
@@ -42,33 +43,43 @@ class PackPlan:
     frames: dict[str, PackedFrame]
     """Their shards, by path."""
     reasons: dict[str, str]
-    """Why files are left out, by name."""
+    """Why files are left out, by path relative to `root`."""
     tasks: list[PackTask]
 
     @property
     def pairs(self) -> list[RawPair]:
         return [*self.catalog.pairs, *self.catalog.excluded]
 
+    @property
+    def files(self) -> dict[str, AnyPath]:
+        """The raw files of all pairs, by name."""
+        return {name: path for pair in self.pairs for name, path in pair.files.items()}
+
 
 def plan_packing(
-    root: AnyPath, destination: AnyPath, tile: int, broken: frozenset[str], sid_white: bool | None = None
+    root: AnyPath,
+    destination: AnyPath,
+    tile: int,
+    broken: frozenset[str],
+    sid_white: bool | None = None,
+    lists: Sequence[str] = (),
 ) -> PackPlan:
     """Compare raw files, index and shards. Reads no raw file, unless the modification times of all have changed.
 
     broken: paths of shards that are packed again even if they look valid. sid_white: as
-    `raw.render.reference_rendering`; None: as the destination was packed, if it was.
-    Raises: InputError if `root` is not usable, or `destination` was packed from different data or options.
+    `raw.render.reference_rendering`; None: as the destination was packed, if it was. lists: as `list_pairs`.
+    Raises: InputError if `root` or a list is not usable, or `destination` was packed from different data or options.
     """
-    catalog = read_catalog(root)
+    catalog = list_pairs(root, lists)
     index, is_current = _read_last_index(destination)
     if sid_white is None:
         sid_white = index is not None and has_sid_white(index.rendering)
     existing = storage.list_files(destination)
     plan = PackPlan(root, destination, tile, sid_white, catalog, index, is_current, existing, {}, {}, {}, [])
-    plan.reasons |= {raw_name(path): reason for path, reason in catalog.problems}
-    raw_files = _list_raw_files(plan)
-    paths = {raw_name(path): path for pair in plan.pairs for path in (pair.short, pair.long)}
-    _check_same_data(plan, raw_files, paths)
+    plan.reasons |= {str(path.relative_to(root)): reason for path, reason in catalog.problems}
+    files = plan.files
+    raw_files = _list_raw_files(plan, files)
+    _check_same_data(plan, raw_files, files)
     for name, size_and_time in raw_files.items():
         indexed = index.sources.get(name) if index else None
         if indexed is not None and indexed.reason and index.program != __version__:
@@ -76,12 +87,13 @@ def plan_packing(
         unchanged = indexed is not None and (indexed.bytes, indexed.mtime_ns) == size_and_time
         shard = shard_path(name)
         if unchanged and indexed.reason:
-            plan.sources[name], plan.reasons[name] = indexed, indexed.reason
+            plan.sources[name] = indexed
+            plan.reasons[str(files[name].relative_to(root))] = indexed.reason
         elif unchanged and indexed.shard and shard not in broken and _has_valid_shard(plan, indexed):
             plan.sources[name], plan.frames[shard] = indexed, index.frames[shard]
         else:
             xxh128 = index.frames[shard].shard.xxh128 if indexed is not None and indexed.shard else ""
-            plan.tasks.append(PackTask(name, str(paths[name]), indexed, xxh128, shard not in broken, sid_white))
+            plan.tasks.append(PackTask(name, str(files[name]), indexed, xxh128, shard not in broken, sid_white))
     plan.tasks = _order_tasks(plan.tasks, plan.existing)
     return plan
 
@@ -98,24 +110,23 @@ def _read_last_index(destination: AnyPath) -> tuple[Index | None, bool]:
     return None, False
 
 
-def _list_raw_files(plan: PackPlan) -> dict[str, tuple[int, int]]:
-    """Name, size in bytes and mtime in ns of the raw files of all pairs, sorted; deleted ones go to `plan.reasons`."""
+def _list_raw_files(plan: PackPlan, files: dict[str, AnyPath]) -> dict[str, tuple[int, int]]:
+    """Size in bytes and mtime in ns of the raw files of all pairs, by name, sorted; `plan.reasons` has deleted ones."""
     listed = {
-        f"{kind}/{name}": size_and_time
-        for kind, folder in exposure_folders(plan.root).items()
+        folder / name: size_and_time
+        for folder in {path.parent for path in files.values()}
         for name, size_and_time in storage.list_files(folder).items()
     }
     raw_files = {}
-    for path in sorted({path for pair in plan.pairs for path in (pair.short, pair.long)}):
-        name = raw_name(path)
-        if name in listed:
-            raw_files[name] = listed[name]
+    for name, path in sorted(files.items()):
+        if path in listed:
+            raw_files[name] = listed[path]
         else:
-            plan.reasons[name] = "it has gone since its folder was listed"
+            plan.reasons[str(path.relative_to(plan.root))] = "it has gone since its folder was listed"
     return raw_files
 
 
-def _check_same_data(plan: PackPlan, raw_files: dict[str, tuple[int, int]], paths: dict[str, AnyPath]) -> None:
+def _check_same_data(plan: PackPlan, raw_files: dict[str, tuple[int, int]], files: dict[str, AnyPath]) -> None:
     """Raise InputError if the destination holds shards of another data set, tile side or rendering."""
     mismatch = f"{plan.destination} was packed from different data or options: "
     advice = "; choose another folder, or delete it to pack again"
@@ -138,7 +149,7 @@ def _check_same_data(plan: PackPlan, raw_files: dict[str, tuple[int, int]], path
         return
     for name in same_size:  # a copy that lost its modification times has the same content
         try:
-            if file_xxh128(paths[name]) == indexed[name].xxh128:
+            if file_xxh128(files[name]) == indexed[name].xxh128:
                 return
         except OSError:
             continue

@@ -1,7 +1,7 @@
 """A contact sheet of a data set: each amplified short exposure next to its long one, to check levels and pairing."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -10,13 +10,14 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from lsid_ray import storage
-from lsid_ray.data.catalog import RawPair, read_catalog
+from lsid_ray.data.catalog import RawPair
 from lsid_ray.data.index import Pair, Shards, open_shards, read_index
+from lsid_ray.data.pair_list import list_pairs
+from lsid_ray.data.pair_ratio import pair_ratio
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import black_mosaic
 from lsid_ray.raw.plausibility import oddities
-from lsid_ray.raw.ratio import exposure_ratio
 from lsid_ray.raw.render import plain_rendering, read_and_render, upright
 from lsid_ray.storage import AnyPath
 
@@ -39,7 +40,11 @@ class _Exposures:
 
 
 def contact_sheet(
-    path: AnyPath, out: AnyPath, count: int, progress: Callable[[int, int], None] = lambda done, total: None
+    path: AnyPath,
+    out: AnyPath,
+    count: int,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+    lists: Sequence[str] = (),
 ) -> tuple[str, ...]:
     """Write an image of `count` pairs of a data set: a folder of raw files (short/, long/), or of shards.
 
@@ -59,7 +64,7 @@ def contact_sheet(
         pairs: list[RawPair | Pair] = list(shards.pairs)
         read = partial(_read_shards, shards)
     else:
-        catalog = read_catalog(path)
+        catalog = list_pairs(path, lists)
         pairs = [*catalog.pairs, *catalog.excluded]
         read = _read_raw_files
     selection = _select_pairs(pairs, count)
@@ -107,7 +112,7 @@ def _read_raw_files(pair: RawPair) -> _Exposures:
     with storage.local_copy(pair.short) as short_file, storage.local_copy(pair.long) as long_file:
         short = read_raw(short_file)
         long, rendering = read_and_render(long_file)
-    return _Exposures(short, exposure_ratio(short, long), rendering, oddities(long))
+    return _Exposures(short, pair_ratio(pair, short, long), rendering, oddities(long))
 
 
 def _draw_cell(read: Callable[[RawPair | Pair], _Exposures], pair: RawPair | Pair) -> Image.Image | str:

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from lsid_ray.data.catalog import exposure_folders
 from lsid_ray.data.checksum import content_problem
 from lsid_ray.data.index import read_index, unlisted_files
 from lsid_ray.data.pack import Progress, update_shards
+from lsid_ray.data.pair_list import list_pairs
 from lsid_ray.data.parallel import parallel_map, reuse_freed_memory
 from lsid_ray.data.shard import Shard, iter_tiles, read_metadata
 from lsid_ray.errors import InputError
@@ -53,7 +54,10 @@ def verify_shards(
 
 
 def repair_shards(
-    root: str | AnyPath, destination: str | AnyPath, progress: Progress = lambda done, total: None
+    root: str | AnyPath,
+    destination: str | AnyPath,
+    progress: Progress = lambda done, total: None,
+    lists: Sequence[str] = (),
 ) -> RepairResult:
     """Pack the broken shards of `destination` again, as they were, and delete shards that the index does not list.
 
@@ -62,9 +66,8 @@ def repair_shards(
     """
     root, destination = storage.to_path(root).absolute(), storage.to_path(destination).absolute()
     index = read_index(destination)
-    folders = exposure_folders(root)
-    raw_files = {f"{kind}/{name}" for kind, folder in folders.items() for name in storage.list_files(folder)}
-    missing = sorted(index.sources.keys() - raw_files)
+    catalog = list_pairs(root, lists)
+    missing = sorted(index.sources.keys() - {name for pair in catalog.pairs + catalog.excluded for name in pair.files})
     if missing:
         raise InputError(
             f"{root} lacks {len(missing)} of the raw files that {destination} was packed from, such as {missing[0]}: "
@@ -74,7 +77,7 @@ def repair_shards(
     if not broken:
         return RepairResult((), ())
     paths = frozenset(path for path, _ in broken)
-    result = update_shards(root, destination, index.tile, progress, paths)
+    result = update_shards(root, destination, index.tile, progress, paths, lists=lists)
     failures = [failure for failure in result.failures if failure not in index.failed]
     return RepairResult(broken, (*failures, *verify_shards(destination, only=paths)))
 

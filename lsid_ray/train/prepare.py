@@ -6,9 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from lsid_ray import cluster, storage
 from lsid_ray.config.presets import EMBEDDED_ROOT
 from lsid_ray.config.schema import Experiment
-from lsid_ray.data.catalog import read_catalog
+from lsid_ray.data.catalog import name_once
 from lsid_ray.data.index import INDEX, read_index
 from lsid_ray.data.pack import Progress, default_shards, pack_dataset
+from lsid_ray.data.pair_list import list_pairs
 from lsid_ray.synthesis.dataset import Synthesis, synthesize
 from lsid_ray.train.initial_weights import read_initial_weights
 from lsid_ray.train.run_folder import checkpoint_step
@@ -39,7 +40,7 @@ def prepare(
         log(f"made {len(result.scenes)} scenes from scikit-image's photographs in {data.root}")
     shards = data.shards or default_shards(data.root)
     if data.root:
-        read_catalog(data.root)
+        list_pairs(data.root, data.lists)
     else:
         read_index(shards)
     if not (storage.to_path(shards) / INDEX).exists():
@@ -49,8 +50,8 @@ def prepare(
     if not data.root:
         return shards, ()
     with packing() as progress:
-        packed = pack_dataset(data.root, shards, progress=progress)
-    for name, reason in packed.failures:
+        packed = pack_dataset(data.root, shards, lists=data.lists, progress=progress)
+    for name, reason in name_once(packed.failures):
         log(f"left out {name}: {reason}")
     for line in packed.remarks:
         log(line)
