@@ -16,7 +16,7 @@ from lsid_ray import storage
 from lsid_ray.config.presets import PRESETS
 from lsid_ray.config.schema import Experiment, SweepConfig
 from lsid_ray.config.serialization import from_json
-from lsid_ray.errors import InputError, PartialFailure
+from lsid_ray.errors import InputError, PartialFailure, failure_lines
 
 Options = TypeVar("Options")
 REFUSED = (errno.ENOENT, errno.EACCES, errno.EPERM, errno.EISDIR, errno.ENOTDIR, errno.ENAMETOOLONG, errno.ELOOP)
@@ -137,6 +137,13 @@ def run_job(main: Callable[[], None]) -> None:
         _fail(*((2, f"error: {message}") if error.errno in REFUSED else (1, f"incomplete: {message}")))
     except KeyboardInterrupt as interrupt:
         _fail(130, f"interrupted; {interrupt}".removesuffix("; "))
+
+
+def report(status: str, failures: Sequence[tuple[str, str]], summary: str) -> None:
+    """Print failures, each as "STATUS NAME: REASON", and a summary. Raises: PartialFailure if there are any."""
+    print(*(f"{status} {line}" for line in failure_lines(failures)), summary, sep="\n")
+    if failures:
+        raise PartialFailure(f"{len(failures)} files were {status}")
 
 
 def _fail(code: int, message: str) -> None:

@@ -1,5 +1,6 @@
 """Lists of pairs: SID's own, tables, and what is wrong in them."""
 
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -9,6 +10,7 @@ from lsid_ray import storage
 from lsid_ray.data.pair_list import list_pairs
 from lsid_ray.errors import InputError
 
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
 SID_LISTS = Path(__file__).resolve().parents[2] / "shared" / "sid_lists"
 
 
@@ -115,6 +117,42 @@ def test_elds_list_of_sid_has_bare_names_ratios_and_no_split(tmp_path: Path) -> 
         "10185_00_0.04s": ("test", 250),
     }
     assert catalog.remarks == ("SID_Sony_15_paired.txt: 1 pairs for validation, 1 pairs for test",)
+
+
+def snippet(word: str) -> str:
+    """The Python code in jobs/README.md that has a word."""
+    blocks = re.findall(r"```python\n(.*?)```", (JOBS / "README.md").read_text(), re.DOTALL)
+    (code,) = [block for block in blocks if word in block]
+    return code
+
+
+def test_elds_scenes_are_listed_by_the_code_of_the_documentation(tmp_path: Path, monkeypatch, capsys) -> None:
+    scenes = [f"NikonD850/scene-{number}/IMG_{frame:04d}.nef" for number in (1, 10) for frame in range(1, 17)]
+    monkeypatch.chdir(make_files(tmp_path, *scenes))
+    exec(snippet("NikonD850"), {})
+    catalog = list_pairs(tmp_path, [write(tmp_path / "eld.csv", capsys.readouterr().out)])
+    frames = [(path.parent.name, int(path.stem[-4:])) for pair in catalog.pairs for path in (pair.short, pair.long)]
+    found = {short: long[1] for short, long in zip(frames[::2], frames[1::2], strict=True)}
+    nearest = {4: 6, 5: 6, 9: 11, 10: 11, 14: 16, 15: 16}
+    assert found == {(f"scene-{n}", short): long for n in (1, 10) for short, long in nearest.items()}
+    assert {pair.split for pair in catalog.pairs} == {"test"} and {pair.scene for pair in catalog.pairs} == {
+        "scene-1",
+        "scene-10",
+    }
+
+
+def test_lrds_lists_are_turned_by_the_code_of_the_documentation(tmp_path: Path, monkeypatch, capsys) -> None:
+    names = ("LRD/Clean/00308_00_0.2s.DNG", "LRD/Noisy/00308_01_0.05s.DNG", "LRD/Noisy/00308_02_0.025s.DNG")
+    monkeypatch.chdir(make_files(tmp_path, *names))
+    write(tmp_path / "LRD_val_list.txt", *(f"./{names[0]} ./{noisy} ISO200 -1EV" for noisy in names[1:]))
+    exec(snippet("LRD_val_list"), {})
+    pairs = list_pairs(tmp_path, [write(tmp_path / "lrd.csv", capsys.readouterr().out)]).pairs
+    assert [(pair.name, pair.long_name, pair.split) for pair in pairs] == [
+        ("00308_01_0.05s", "00308_00_0.2s", "validation"),
+        ("00308_02_0.025s", "00308_00_0.2s", "validation"),
+    ]
+    with pytest.raises(InputError, match=r"line 1: -1EV: expected SHORT LONG"):
+        list_pairs(tmp_path, ["LRD_val_list.txt"])
 
 
 A, B, C = (f"night1/DSC0000{number}.ARW" for number in (0, 1, 3))

@@ -131,18 +131,6 @@ def exposure_folders(root: AnyPath) -> dict[str, list[AnyPath]]:
     return folders
 
 
-def name_once(problems: Iterable[tuple[str, str]]) -> list[tuple[str, str]]:
-    """Files and reasons, with one entry for all files whose names do not parse; it says what else can be done."""
-    unknown, others = [], []
-    for name, reason in problems:
-        (unknown if reason == UNKNOWN_NAME else others).append((name, reason))
-    if unknown:
-        count = len(unknown) - 1
-        more = f" and {count} others" if count > 1 else f" and {unknown[1][0]}" if count else ""
-        others.append((f"{unknown[0][0]}{more}", f"{UNKNOWN_NAME}; {OTHER_WAYS}"))
-    return others
-
-
 def pair_names(
     short_names: Iterable[str | AnyPath], long_names: Iterable[str | AnyPath], exclude_misaligned: bool = True
 ) -> Catalog:

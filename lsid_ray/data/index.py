@@ -71,9 +71,11 @@ class Pair:
     ratio: float
     """Amplification, from the exposure times, at most 300."""
     misaligned: bool
-    """Whether this is one of SID's scenes whose long exposure is not aligned with the short ones."""
+    """Whether it is left out of the scores: a test pair of a scene that SID's authors leave out, or one that moved."""
     short: PackedFrame
     long: PackedFrame
+    shift: tuple[float, float] | None = None
+    """As `shift.Shift`, if `alignment.align_shards` could measure it."""
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,7 @@ from contextlib import closing, contextmanager
 from pathlib import Path
 
 from lsid_ray import __version__, cluster, storage
-from lsid_ray.data.catalog import RawPair, raw_name
+from lsid_ray.data.catalog import OTHER_WAYS, UNKNOWN_NAME, RawPair
 from lsid_ray.data.convert import FileResult, PackTask, pack_file, shard_path
 from lsid_ray.data.index import (
     INDEX,
@@ -28,6 +28,7 @@ from lsid_ray.data.pack_plan import PackPlan, plan_packing
 from lsid_ray.data.pair_ratio import disagreements, pair_ratio
 from lsid_ray.data.parallel import parallel_map, reuse_freed_memory
 from lsid_ray.data.shard import TILE_SIDE, read_metadata
+from lsid_ray.data.shift import with_shift_of
 from lsid_ray.errors import InputError
 from lsid_ray.object_store import RemotePath
 from lsid_ray.raw.render import rendering_parameters
@@ -62,13 +63,13 @@ class PackResult:
 
     @property
     def remarks(self) -> list[str]:
-        """Lines: those of the lists, the first of `oddities` and of `disagreements`, and how many others there are."""
+        """Lines: those of the lists, the first of `oddities` and of `disagreements`, and what to do about names."""
         lines = list(self.of_lists)
         for kind, entries in (("unlikely", self.oddities), ("contradictory", self.disagreements)):
             lines += [f"{kind} {name}: {text}" for name, text in entries[:MAX_REMARKS]]
             if len(entries) > MAX_REMARKS:
                 lines.append(f"{kind}: {len(entries) - MAX_REMARKS} others, too")
-        return lines
+        return lines + [OTHER_WAYS] * any(reason == UNKNOWN_NAME for _, reason in self.failures)
 
     @property
     def summary(self) -> str:
@@ -127,7 +128,7 @@ def update_shards(
     storage.check_writable(destination, "folder of the shards")
     cluster.connect()
     try:
-        with _locked(destination):
+        with locked(destination):
             plan = plan_packing(root, destination, tile, broken, sid_white, lists)  # another run may just have ended
             return _execute(plan, progress)
     except OSError as error:
@@ -212,9 +213,11 @@ def _pack_file(task: PackTask, destination: str, tile: int) -> FileResult:
 def _assemble_index(plan: PackPlan) -> Index:
     """The index of everything packed. Raises: InputError if there is no pair."""
     pairs, reasons = [], dict(plan.reasons)
+    previous = {pair.name: pair for pair in plan.index.pairs} if plan.index else {}
     for pair, short, long in _packed_frames(plan):
         try:
-            pairs.append(_packed_pair(pair, pair in plan.catalog.excluded, short, long))
+            packed = _packed_pair(pair, pair in plan.catalog.excluded, short, long)
+            pairs.append(with_shift_of(packed, previous.get(pair.name)))
         except InputError as error:
             reasons[str(pair.short.relative_to(plan.root))] = str(error)
     if not pairs:
@@ -270,7 +273,7 @@ def _remove_partial_files(destination: AnyPath) -> None:
 
 
 @contextmanager
-def _locked(destination: AnyPath) -> Iterator[None]:
+def locked(destination: AnyPath) -> Iterator[None]:
     """Lock a folder against other runs; the system releases the lock however this process ends.
 
     An object store has no locks: two runs there do the same work twice and write the same shards.

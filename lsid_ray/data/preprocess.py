@@ -9,7 +9,14 @@ from torch import Tensor
 
 from lsid_ray.config.schema import GeneratorConfig
 from lsid_ray.data.batch import Batch
-from lsid_ray.raw.color import A7S2_COLOR_MATRIX, srgb_from_camera
+from lsid_ray.raw.color import (
+    A7S2_COLOR_MATRIX,
+    TONE_OFFSET,
+    TONE_POWER,
+    TONE_SLOPE,
+    TONE_TOE,
+    srgb_from_camera,
+)
 from lsid_ray.raw.mosaic import LAYOUTS, Kind, Layout, pack, unpack
 
 # sRGB-from-camera matrix of SID's Sony: with `color_matrix`, networks are trained in the colors of this camera.
@@ -112,10 +119,6 @@ def _flip_index(side: int, flips: Flips, kind: Kind) -> np.ndarray:
     return pack(_flip(mosaic[top : top + size, left : left + size], flips), layout.pattern)
 
 
-# LibRaw's tone curve for gamma (2.222, 4.5), with its constants: 4.5 x up to the toe, 1.0993 x**0.45 - 0.0993 above.
-_POWER, _SLOPE, _OFFSET, _TOE = 1 / 2.222, 4.5, 0.0992578062, 0.0180501557
-
-
 def to_camera_colors(image: Tensor, matrix: Tensor, config: GeneratorConfig) -> Tensor:
     """Convert the generator's image (3, H, W), float, to the colors of the camera that took the frame.
 
@@ -136,12 +139,12 @@ def apply_color_matrix(image: Tensor, matrix: Tensor) -> Tensor:
 
     Values below 0 and above 1 are kept, so that the inverse matrix undoes it.
     """
-    power = ((image + _OFFSET) / (1 + _OFFSET)).clamp_min(0) ** (1 / _POWER)
-    linear = torch.where(image < _SLOPE * _TOE, image / _SLOPE, power)
+    power = ((image + TONE_OFFSET) / (1 + TONE_OFFSET)).clamp_min(0) ** (1 / TONE_POWER)
+    linear = torch.where(image < TONE_SLOPE * TONE_TOE, image / TONE_SLOPE, power)
     return tone_curve(torch.einsum("ij,jhw->ihw", matrix.to(image), linear))
 
 
 def tone_curve(linear: Tensor) -> Tensor:
     """The rendering's tone curve of linear light, both about [0, 1]; a straight line below 0."""
-    curve = (1 + _OFFSET) * linear.clamp_min(_TOE) ** _POWER - _OFFSET
-    return torch.where(linear < _TOE, _SLOPE * linear, curve)
+    curve = (1 + TONE_OFFSET) * linear.clamp_min(TONE_TOE) ** TONE_POWER - TONE_OFFSET
+    return torch.where(linear < TONE_TOE, TONE_SLOPE * linear, curve)

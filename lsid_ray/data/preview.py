@@ -11,9 +11,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from lsid_ray import storage
 from lsid_ray.data.catalog import RawPair
+from lsid_ray.data.comparison import Comparison, compare_frames
 from lsid_ray.data.index import Pair, Shards, open_shards, read_index
 from lsid_ray.data.pair_list import list_pairs
 from lsid_ray.data.pair_ratio import pair_ratio
+from lsid_ray.data.shift import format_shift
 from lsid_ray.errors import InputError
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.raw.mosaic import black_mosaic
@@ -22,7 +24,7 @@ from lsid_ray.raw.render import plain_rendering, read_and_render, upright
 from lsid_ray.storage import AnyPath
 
 IMAGE_WIDTH, IMAGE_HEIGHT = 420, 300  # pixels, at most
-CAPTION_HEIGHT = 94  # pixels
+CAPTION_HEIGHT = 3 + 6 * 18  # of lines: three, and up to three of what is odd
 GAP = 12  # pixels between cells
 PAIRS_PER_ROW = 2
 THREADS = 4  # a 61-megapixel pair takes about 2 GB while it is rendered
@@ -35,6 +37,7 @@ class _Exposures:
     ratio: float
     long: np.ndarray
     """(H, W, 3) uint16, in sensor orientation."""
+    comparison: Comparison
     long_oddities: str = ""
     """As `raw.plausibility.oddities`; of shards it is not known."""
 
@@ -45,12 +48,14 @@ def contact_sheet(
     count: int,
     progress: Callable[[int, int], None] = lambda done, total: None,
     lists: Sequence[str] = (),
+    on_problem: Callable[[str], None] = lambda line: None,
 ) -> tuple[str, ...]:
-    """Write an image of `count` pairs of a data set: a folder of raw files (short/, long/), or of shards.
+    """Write an image of `count` pairs of a data set: a folder of raw files (as `list_pairs`), or of shards.
 
-    Covers every split, and every scene before showing a second pair of any. Returns the pairs that could not be
-    shown, each with its reason, which is also drawn in its place. Raises InputError if `path` is neither kind of
-    folder, or nothing can be shown.
+    Covers every split, and every scene before showing a second pair of any. on_problem: called with a line for each
+    pair that moved between the exposures, contradicts its ratio or is odd. Returns the pairs that could not be shown,
+    each with its reason, which is also drawn in its place. Raises InputError if `path` is neither kind of folder, or
+    nothing can be shown.
     """
     if count < 1:
         raise InputError(f"--count is {count}: expected 1 or more")
@@ -70,11 +75,15 @@ def contact_sheet(
     selection = _select_pairs(pairs, count)
     cells, failures = [], []
     with ThreadPoolExecutor(min(THREADS, os.cpu_count() or 1)) as pool:
-        for pair, cell in zip(selection, pool.map(partial(_draw_cell, read), selection), strict=True):
-            if isinstance(cell, str):
-                failures.append(f"{pair.name}: {cell}")
-                cell = _error_cell(pair, cell)
-            cells.append(cell)
+        for pair, drawn in zip(selection, pool.map(partial(_draw_cell, read), selection), strict=True):
+            if isinstance(drawn, str):
+                failures.append(f"{pair.name}: {drawn}")
+                cells.append(_error_cell(pair, drawn))
+            else:
+                cell, problems = drawn
+                cells.append(cell)
+                for problem in problems:
+                    on_problem(f"{pair.name}: {problem}")
             progress(len(cells), len(selection))
     if len(failures) == len(cells):
         raise InputError(f"{path}: no pair can be shown; {failures[0]}")
@@ -105,18 +114,22 @@ def _select_pairs(pairs: list[RawPair | Pair], count: int) -> list[RawPair | Pai
 
 
 def _read_shards(shards: Shards, pair: Pair) -> _Exposures:
-    return _Exposures(pair.short.raw_frame(shards.planes(pair)), pair.ratio, shards.target(pair).transpose(1, 2, 0))
+    short, long = pair.short.raw_frame(shards.planes(pair)), shards.target(pair).transpose(1, 2, 0)
+    return _Exposures(short, pair.ratio, long, compare_frames(short, pair.long, long, pair.ratio))
 
 
 def _read_raw_files(pair: RawPair) -> _Exposures:
     with storage.local_copy(pair.short) as short_file, storage.local_copy(pair.long) as long_file:
         short = read_raw(short_file)
         long, rendering = read_and_render(long_file)
-    return _Exposures(short, pair_ratio(pair, short, long), rendering, oddities(long))
+    ratio = pair_ratio(pair, short, long)
+    return _Exposures(short, ratio, rendering, compare_frames(short, long, rendering, ratio), oddities(long))
 
 
-def _draw_cell(read: Callable[[RawPair | Pair], _Exposures], pair: RawPair | Pair) -> Image.Image | str:
-    """Both images of a pair and a caption, or why they cannot be read."""
+def _draw_cell(
+    read: Callable[[RawPair | Pair], _Exposures], pair: RawPair | Pair
+) -> tuple[Image.Image, list[str]] | str:
+    """Both images of a pair with a caption, and its problems; or why it cannot be read."""
     try:
         exposures = read(pair)
     except (InputError, OSError) as error:
@@ -134,19 +147,22 @@ def _draw_cell(read: Callable[[RawPair | Pair], _Exposures], pair: RawPair | Pai
     black = sorted(set(short.black))
     levels = f"black {black[0]:g}" + (f" to {black[-1]:g}" if len(black) > 1 else "") + f", white {short.white:g}"
     cfa = short.cfa if len(short.cfa) == 4 else "X-Trans"
+    shift = exposures.comparison.shift
+    moved = "shift unknown" if shift is None else f"shift {format_shift(shift)} pixels"
     lines = [
         f"{pair.name}   {pair.split}   x{exposures.ratio:.4g}   {iso}   {short.camera}",
         f"{cfa}, {levels}; {signal:.1f} DN above black on average",
-        f"mean of the images: {amplified.mean() / 65535:.3f} amplified, {exposures.long.mean() / 65535:.3f} long",
+        f"mean of the images: {amplified.mean() / 65535:.3f} amplified, {exposures.long.mean() / 65535:.3f} long; "
+        + moved,
     ]
     for number, line in enumerate(lines):
         draw.text((2, IMAGE_HEIGHT + 3 + 18 * number), line, TEXT_COLOR, ImageFont.load_default(13))
+    comparison = exposures.comparison.problems(exposures.ratio)
     odd = {"short": oddities(short), "long": exposures.long_oddities}
-    for number, (kind, text) in enumerate(odd.items(), len(lines)):
-        if text:
-            y = IMAGE_HEIGHT + 3 + 18 * number
-            draw.text((2, y), f"unlikely, the {kind} one: {text}", ERROR_COLOR, ImageFont.load_default(13))
-    return cell
+    unlikely = [f"unlikely, the {kind} one: {text}" for kind, text in odd.items() if text]
+    for number, text in enumerate(filter(None, ("; ".join(comparison), *unlikely)), len(lines)):
+        draw.text((2, IMAGE_HEIGHT + 3 + 18 * number), text, ERROR_COLOR, ImageFont.load_default(13))
+    return cell, comparison + unlikely
 
 
 def _empty_cell() -> tuple[Image.Image, ImageDraw.ImageDraw]:

@@ -9,7 +9,6 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lsid_ray import cluster, storage
-from lsid_ray.data.catalog import exposure_folders
 from lsid_ray.data.checksum import content_problem
 from lsid_ray.data.index import read_index, unlisted_files
 from lsid_ray.data.pack import Progress, update_shards

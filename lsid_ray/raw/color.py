@@ -1,5 +1,7 @@
 """Conversion of camera colors to linear sRGB, as LibRaw does it."""
 
+from functools import lru_cache
+
 import numpy as np
 
 # XYZ of the sRGB primaries at D65, with LibRaw's own digits: its `color_matrix` is built from them.
@@ -20,3 +22,19 @@ def srgb_from_camera(color_matrix: tuple[tuple[float, ...], ...]) -> np.ndarray:
     if not camera_from_srgb.any():
         return np.eye(3)
     return np.linalg.inv(camera_from_srgb / camera_from_srgb.sum(axis=1, keepdims=True))
+
+
+# LibRaw's tone curve for gamma (2.222, 4.5), with its constants: 4.5 x up to the toe, 1.0993 x**0.45 - 0.0993 above.
+TONE_POWER, TONE_SLOPE, TONE_OFFSET, TONE_TOE = 1 / 2.222, 4.5, 0.0992578062, 0.0180501557
+
+
+@lru_cache(maxsize=1)
+def _linear_table() -> np.ndarray:
+    encoded = np.arange(2**16) / (2**16 - 1)
+    power = ((encoded + TONE_OFFSET) / (1 + TONE_OFFSET)) ** (1 / TONE_POWER)
+    return np.where(encoded < TONE_SLOPE * TONE_TOE, encoded / TONE_SLOPE, power).astype(np.float32)
+
+
+def linear_light(rendering: np.ndarray) -> np.ndarray:
+    """Undo the tone curve of a rendering: uint16 of any shape -> float32 linear sRGB, [0, 1]."""
+    return _linear_table()[rendering]

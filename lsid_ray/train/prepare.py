@@ -6,10 +6,10 @@ from contextlib import AbstractContextManager, nullcontext
 from lsid_ray import cluster, storage
 from lsid_ray.config.presets import EMBEDDED_ROOT
 from lsid_ray.config.schema import Experiment
-from lsid_ray.data.catalog import name_once
 from lsid_ray.data.index import INDEX, read_index
 from lsid_ray.data.pack import Progress, default_shards, pack_dataset
 from lsid_ray.data.pair_list import list_pairs
+from lsid_ray.errors import failure_lines
 from lsid_ray.synthesis.dataset import Synthesis, synthesize
 from lsid_ray.train.initial_weights import read_initial_weights
 from lsid_ray.train.run_folder import checkpoint_step
@@ -51,8 +51,8 @@ def prepare(
         return shards, ()
     with packing() as progress:
         packed = pack_dataset(data.root, shards, lists=data.lists, progress=progress)
-    for name, reason in name_once(packed.failures):
-        log(f"left out {name}: {reason}")
+    for line in failure_lines(packed.failures):
+        log(f"left out {line}")
     for line in packed.remarks:
         log(line)
     log(f"{packed.pairs} pairs in {shards}")
