@@ -285,7 +285,7 @@ def test_names_that_are_not_understood_are_said_once_with_the_three_ways(tmp_pat
     with pytest.raises(InputError) as caught:
         read_catalog(tmp_path)
     message = str(caught.value)
-    assert message.count("DSC") == 1 and "DSC00020.ARW: name does not parse; expected one like 10003_00" in message
+    assert message.count("DSC") == 1 and "DSC00000.ARW: name does not parse; expected one like 10003_00" in message
     assert "SHORT LONG per pair" in message and "short,long,split" in message and "\n" not in message
 
     make_data_set(tmp_path / "mixed", [*SID_SHORTS, *cameras], SID_LONGS)
