@@ -144,7 +144,7 @@ def _shift(short: np.ndarray, long: np.ndarray, block: int) -> tuple[float, floa
 
     Cross correlation of the spectra (Guizar-Sicairos et al. 2008, in scikit-image), denoised, with the light's trend
     removed. Not normalized to the phase alone, as phase correlation is: this would give all frequencies the same
-    weight, and of a short exposure most are noise (measured: errors 2 to 10 times as large).
+    weight, and of a short exposure most are noise (measured: errors up to several times as large).
     """
     window, bandpass = _filters(short.shape)
     spectra = [np.fft.fft2((image - image.mean()) * window) * bandpass for image in (short, long)]
