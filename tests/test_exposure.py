@@ -59,6 +59,10 @@ def test_a_damaged_exposure_time_is_replaced_by_that_of_the_name_and_said(tmp_pa
         ({ISO: (SHORT, [65535]), SENSITIVITY: (SHORT, [2]), INDEX: (LONG, [102400])}, 102400),
         ({ISO: (SHORT, [65535]), SENSITIVITY: (SHORT, [1]), OUTPUT: (LONG, [204800])}, 204800),
         ({ISO: (SHORT, [65535]), SENSITIVITY: (SHORT, [3]), SPEED: (LONG, [409600])}, 409600),
+        (
+            {ISO: (SHORT, [65535]), SENSITIVITY: (SHORT, [1]), OUTPUT: (LONG, [204800]), INDEX: (LONG, [102400])},
+            204800,
+        ),
         ({SENSITIVITY: (SHORT, [2]), INDEX: (LONG, [12800])}, 12800),
         ({ISO: (SHORT, [200]), SENSITIVITY: (SHORT, [2]), INDEX: (LONG, [100])}, 200),
         ({ISO: (SHORT, [65535])}, 65535),

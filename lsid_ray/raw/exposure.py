@@ -20,6 +20,7 @@ MAX_EXPOSURE_S = 86400.0  # a longer time means that the tag is damaged
 MAX_SHORT = 65535  # what PhotographicSensitivity holds of an ISO that is larger
 RATIONALS = ("ExposureTime", "ShutterSpeedValue", "FNumber", "ApertureValue")
 LARGE_ISO = ("RecommendedExposureIndex", "StandardOutputSensitivity", "ISOSpeed")
+ISO_OF_TYPE = {1: LARGE_ISO[1], 2: LARGE_ISO[0], 3: LARGE_ISO[2], 4: LARGE_ISO[1], 5: LARGE_ISO[1], 6: LARGE_ISO[0]}
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,8 @@ def _iso(tags: dict[str, Any], libraws: float) -> float:
     if plain > MAX_SHORT:
         return plain
     if libraws in (0, MAX_SHORT) and plain in (0, MAX_SHORT):
-        return next(filter(None, (_number(tags, name) for name in LARGE_ISO)), libraws)
+        names = (ISO_OF_TYPE.get(_number(tags, "SensitivityType"), ""), *LARGE_ISO)
+        return next(filter(None, (_number(tags, name) for name in names)), libraws)
     return libraws
 
 
