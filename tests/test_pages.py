@@ -6,7 +6,9 @@ import numpy as np
 import pytest
 import tifffile
 import torch
+from dng_file import LONG, SHORT, write_dng_file
 from PIL import Image
+from test_dng_specification import camera_tags
 
 from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.data import preview
@@ -103,6 +105,14 @@ def test_of_two_raw_images_the_first_is_read_with_its_own_levels(preview_first: 
     frame = read_raw(write(tmp_path / "a.dng", *pages, preview_first=preview_first))
     np.testing.assert_array_equal(frame.mosaic, RAW)
     assert set(frame.black) == {500} and frame.remarks == (SEVERAL,)
+
+
+def test_of_two_samples_of_a_mosaic_the_first_is_read_and_it_is_said(tmp_path: Path) -> None:
+    pair = np.stack([RAW, OTHER_RAW], axis=-1).reshape(SIDE, 2 * SIDE)
+    tags = {**camera_tags("RGGB", 16383), 256: (LONG, [SIDE]), 277: (SHORT, [2]), 258: (SHORT, [16, 16])}
+    frame = read_raw(write_dng_file(tmp_path / "a.dng", pair, tags))
+    np.testing.assert_array_equal(frame.mosaic, RAW)
+    assert frame.remarks == (SEVERAL,)
 
 
 def test_of_two_raw_images_it_is_said_when_they_are_packed_shown_and_enhanced(

@@ -93,7 +93,7 @@ def page_remarks(path: Path) -> list[str]:
     """What somebody should know of the pages of a TIFF."""
     try:
         with tifffile.TiffFile(path) as file:
-            count = sum(not page.is_reduced for page in _raw_pages(file))
+            count = sum(page.samplesperpixel for page in _raw_pages(file) if not page.is_reduced)
     except Exception:  # not a TIFF, or a damaged one
         return []
     return [f"its file has {count} raw images, of which one is read: the largest, or the first of them"] * (count > 1)
