@@ -83,12 +83,12 @@ class Developer(nn.Module):
         """For the arguments see INPUTS. Returns (H, W, 3) float32 in [0, 1], sRGB; of half the size for half output."""
         layout = self.layout
         sensels = F.pixel_unshuffle(mosaic.float()[None, None], layout.period)
-        planes = F.pixel_shuffle(sensels[:, self.order], layout.repeat)
+        planes = F.pixel_shuffle(sensels.index_select(1, self.order), layout.repeat)
         black = black[self.order].reshape(1, -1, layout.repeat, layout.repeat)
         planes = network_input(planes, black, white, white_balance[None], ratio, self.config)
         height, width = planes.shape[2:]
         rows, columns = (_margin_indices(side, self.generator.stride) for side in (height, width))
-        image = self.generator(planes[:, :, rows][:, :, :, columns])[0]
+        image = self.generator(planes.index_select(2, rows).index_select(3, columns))[0]
         scale = self.generator.scale
         image = image.narrow(1, MARGIN * scale, height * scale).narrow(2, MARGIN * scale, width * scale)
         if self.config.color_matrix:
