@@ -3,7 +3,7 @@
     python jobs/tune.py demo
     python jobs/tune.py sid-sony --data.root SID/Sony --trial-epochs 100 --trials 32 --train-best
     python jobs/tune.py demo --search.loss.adv-weight uniform:0:0.05 --search.training.crop choice:32,48
-    python jobs/tune.py demo --objectives psnr flip --searcher optuna
+    python jobs/tune.py demo --objectives psnr texture --searcher optuna
 
 Each trial is a training run with its own workers; as many run concurrently as the cluster holds. --search.FIELD takes
 loguniform:LOW:HIGH, uniform:LOW:HIGH or choice:A,B,... for any field of the preset; the adversarial weight and both

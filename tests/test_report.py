@@ -36,7 +36,9 @@ def score(scene: str, frame: int, ratio: float, gain: float, **other) -> Score:
         "seconds": 0.5,
     }
     texture = {f"{name}_{band}": 0.5 for name in ("texture", "coherence") for band in BANDS}
-    values |= {f"{who}{name}": 0.2 for who in ("", "plain_") for name in ("flip", "lpips", "lpips_vgg", "dists")}
+    values |= {
+        f"{who}{name}": 0.2 for who in ("", "plain_") for name in ("texture", "flip", "lpips", "lpips_vgg", "dists")
+    }
     values |= texture | {f"plain_{name}": 2.0 for name in texture}
     return Score(**(values | other))
 

@@ -56,7 +56,7 @@ def start_steps(trial: Trial) -> list[int]:
 
 
 def test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation(make_definition: MakeDefinition) -> None:
-    definition = make_definition(trials=3, zero_every=2, finalists=2, objectives=("psnr", "flip"), tolerance_db=9.0)
+    definition = make_definition(trials=3, zero_every=2, finalists=2, objectives=("psnr", "flip", "ssim"), tolerance_db=9.0)
     snapshots: list[list[Trial]] = []
     run_trials(definition, snapshots.append)
     trials = read_trials(definition)

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from lsid_ray.evaluate.texture import BANDS, texture
+from lsid_ray.evaluate.texture import BANDS, texture, texture_error_db
 
 SIZE = 640
 
@@ -91,6 +91,14 @@ def test_brightness_and_tint_alone_change_nothing_and_an_empty_band_has_no_score
     scores = texture(target + np.array([0.1, -0.05, 0.2]), target)
     assert by_band(scores, "texture") == pytest.approx([1] * 4, rel=1e-3)
     assert all(math.isnan(value) for value in texture(target, np.full_like(target, 0.5)).values())
+
+
+def test_the_error_in_one_number_counts_smoothing_and_noise_alike() -> None:
+    half, double, right = ({f"texture_{band}": ratio for band in BANDS} for ratio in (0.5, 2.0, 1.0))
+    assert texture_error_db(half) == texture_error_db(double) == pytest.approx(10 * math.log10(2))
+    assert texture_error_db(right) == 0
+    assert texture_error_db(right | {"texture_4px": 10.0}) == pytest.approx(5), "10 dB in one of four bands"
+    assert math.isnan(texture_error_db(right | {"texture_2px": math.nan}))
 
 
 def test_tensors_score_like_arrays_and_small_frames_have_no_score() -> None:

@@ -7,8 +7,8 @@ and written next to its results.
 from dataclasses import dataclass, field
 from typing import Literal
 
-PerceptualMetric = Literal["flip", "lpips", "lpips_vgg", "dists"]
-Objective = Literal["psnr", "ssim", "flip", "lpips", "lpips_vgg", "dists"]
+PerceptualMetric = Literal["texture", "flip", "lpips", "lpips_vgg", "dists"]
+Objective = Literal["psnr", "ssim", "texture", "flip", "lpips", "lpips_vgg", "dists"]
 
 
 @dataclass(frozen=True)
@@ -130,8 +130,8 @@ class TrainingConfig:
     validate_every: int = 10
     """Epochs between validations on full frames; each leaves a checkpoint, of which the best is kept."""
     metrics: tuple[PerceptualMetric, ...] = ()
-    """Measured at validations besides PSNR and SSIM: flip, lpips (with AlexNet), lpips_vgg, dists. They cost more than
-    those two: see jobs/README.md. Not part of the experiment's identity."""
+    """Measured at validations besides PSNR and SSIM: texture, flip, lpips (with AlexNet), lpips_vgg, dists. All but
+    texture cost more than those two: see jobs/README.md. Not part of the experiment's identity."""
     checkpoint_every: str = "5min"
     """Time or steps (5min, 1000steps) between checkpoints to resume from, of which the latest is kept. They are
     written in the background. Not part of the experiment's identity."""

@@ -66,7 +66,8 @@ def evaluate(
     checkpoint, folder = (storage.to_path(path).absolute() for path in (checkpoint, folder))  # workers have another cwd
     generator, experiment = load_generator(checkpoint)  # fails here rather than in every worker
     checkpoint_metrics = load_metrics(checkpoint)
-    measures = find_measures(("flip",) * (not use_gpu) if metrics is None else metrics, weights)
+    chosen = ("flip",) * (not use_gpu) if metrics is None else metrics
+    measures = find_measures(("texture", *chosen), weights)
     shards = open_shards(folder, [split])
     pairs = [pair for pair in shards.pairs if include_misaligned or not pair.misaligned]
     excluded = [pair.name for pair in shards.pairs if pair not in pairs]

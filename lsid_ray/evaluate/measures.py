@@ -14,6 +14,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.evaluate.backbones import Weights, build, find_weights
 from lsid_ray.evaluate.metrics import psnr_db, ssim
 from lsid_ray.evaluate.perceptual import dists, fitted_weights, lpips
+from lsid_ray.evaluate.texture import texture, texture_error_db
 from lsid_ray.evaluate.visibility import flip
 from lsid_ray.storage import AnyPath
 
@@ -38,6 +39,7 @@ class Metric:
 METRICS = {
     "psnr_db": Metric("PSNR", lambda image, target, _: psnr_db(image, target), True, "dB"),
     "ssim": Metric("SSIM", lambda image, target, _: ssim(image, target), True),
+    "texture": Metric("texture error", lambda i, target, _: texture_error_db(texture(i, target)), False, "dB"),
     "flip": Metric("FLIP", lambda image, target, _: flip(image, target), False),
     "lpips": Metric(
         "LPIPS (AlexNet)", lambda image, target, n: lpips(image, target, "alexnet", n["alexnet"]), False, "", "alexnet"

@@ -17,7 +17,7 @@ from torch import Tensor
 from lsid_ray.data.index import Pair, Shards
 from lsid_ray.evaluate import metrics
 from lsid_ray.evaluate.measures import PERCEPTUAL
-from lsid_ray.evaluate.texture import texture
+from lsid_ray.evaluate.texture import texture, texture_error_db
 from lsid_ray.inference.frame import enhance_frame
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.render import plain_rendering
@@ -53,12 +53,15 @@ class Score:
     plain_ssim: float
     plain_psnr8_db: float
     plain_ssim8: float
+    texture: float
+    """Error of the four texture ratios below, in dB: see `evaluate.texture`."""
     flip: float
-    """FLIP error, 0 to 1: see `evaluate.visibility`."""
+    """FLIP error, 0 to 1: see `evaluate.visibility`. NaN if not measured, as the next."""
     lpips: float
     """LPIPS with AlexNet and with VGG-16, and DISTS: see `evaluate.perceptual`. NaN if not measured."""
     lpips_vgg: float
     dists: float
+    plain_texture: float
     plain_flip: float
     plain_lpips: float
     plain_lpips_vgg: float
@@ -171,8 +174,6 @@ def score_frame(
         plain_ssim8=metrics.ssim(plain8, target8),
         **_perceptual(image, target, measures),
         **{f"plain_{name}": value for name, value in _perceptual(plain, target, measures).items()},
-        **texture(image, target),
-        **{f"plain_{name}": value for name, value in texture(plain, target).items()},
         seconds=seconds,
     )
     if not with_images:
@@ -190,4 +191,8 @@ def score_frame(
 
 
 def _perceptual(image: Tensor, target: Tensor, measures: Mapping[str, Measure]) -> dict[str, float]:
-    return {name: measures[name](image, target) if name in measures else math.nan for name in PERCEPTUAL}
+    """Texture, which is always measured, by band and as one number; and `measures`."""
+    bands = texture(image, target)
+    others = [name for name in PERCEPTUAL if name != "texture"]
+    measured = {name: measures[name](image, target) if name in measures else math.nan for name in others}
+    return bands | {"texture": texture_error_db(bands)} | measured

@@ -44,6 +44,17 @@ def texture(image: np.ndarray | Tensor, target: np.ndarray | Tensor) -> dict[str
     return result
 
 
+def texture_error_db(bands: dict[str, float]) -> float:
+    """How far the power of an image's detail is from its target's: 0 is right, in dB, whether too little or too much.
+
+    bands: of `texture`. The root mean square over the bands of 10 log10 of the ratio of powers; NaN if one is unknown.
+    """
+    ratios = [bands[f"texture_{band}"] for band in BANDS]
+    if not all(ratio > 0 for ratio in ratios):
+        return math.nan
+    return math.sqrt(sum((10 * math.log10(ratio)) ** 2 for ratio in ratios) / len(ratios))
+
+
 def _tiles(frame_HW3: Tensor) -> Tensor:
     """Luminance of the tiles, (N, TILE, TILE) float32; a remainder at the edges is left out."""
     weights = torch.tensor(LUMINANCE, device=frame_HW3.device)
