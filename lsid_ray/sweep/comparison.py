@@ -243,14 +243,16 @@ def summary_line(result: SweepResult) -> str:
 
 def _scores(trial: TestedTrial) -> str:
     """ "21.30 dB / 0.612, FLIP 0.201" """
-    values = [f"{METRICS[name].title} {trial.mean(name):.3f}" for name, _, _ in _printed(trial)[2:]]
+    values = [
+        f"{METRICS[name].title} {trial.mean(name):.{digits}f}{unit}" for name, digits, unit in _printed(trial)[2:]
+    ]
     return ", ".join([f"{trial.mean('psnr_db'):.2f} dB / {trial.mean('ssim'):.3f}", *values])
 
 
 def _printed(trial: TestedTrial) -> list[tuple[str, int, str]]:
     """The metrics that were measured, with their digits and unit."""
-    perceptual = [name for name in PERCEPTUAL if trial.mean(name) is not None]
-    return [("psnr_db", 2, " dB"), ("ssim", 3, ""), *((name, 3, "") for name in perceptual)]
+    names = ("psnr_db", "ssim", *(name for name in PERCEPTUAL if trial.mean(name) is not None))
+    return [(name, 2 if METRICS[name].unit else 3, f" {METRICS[name].unit}".rstrip()) for name in names]
 
 
 def describe(parameters: Parameters) -> str:

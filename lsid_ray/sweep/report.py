@@ -94,7 +94,7 @@ def write_sweep_report(definition: SweepDefinition, result: SweepResult) -> AnyP
 
 def _form(metric: str) -> str:
     """How a metric's numbers are written."""
-    return ".2f" if metric == "psnr_db" else ".3f"
+    return ".2f" if METRICS[metric].unit else ".3f"
 
 
 def _compared_frames(result: SweepResult) -> list[str]:
