@@ -34,6 +34,7 @@ READ_AHEAD_BLOCKS = 8  # Ray gives the readers half of it; with less than two bl
 MIN_RESOURCE = 1e-4  # smallest amount of a resource that a Ray actor can request
 REMOTE_READ_THREADS = 16  # per reader, for shards in an object store
 PREFETCH_BATCHES = 2  # local batches on the device, beside the one in use
+TASKS_PER_READER = 6  # submitted ahead, so that readers work through the pauses of Ray's scheduling loop
 SCHEDULING_PAUSE_S = 0.05  # per iteration of Ray's scheduling loop, which handles all blocks that are ready
 
 
@@ -57,7 +58,7 @@ def training_stream(
         batch_size=1,
         # A pool of fixed size: Ray stops idle task workers beyond the number of CPUs, and idle actors of an
         # autoscaling pool, and starting one again costs seconds of CPU time.
-        compute=ActorPoolStrategy(size=readers),
+        compute=ActorPoolStrategy(size=readers, max_tasks_in_flight_per_actor=TASKS_PER_READER),
         num_cpus=CPUS_PER_READER,
         resources={readers_on: MIN_RESOURCE} if readers_on else {},
     )
