@@ -112,7 +112,7 @@ def render_report(
         record=_flatten(record),
         views=VIEWS,
         texture=texture,
-        perceptual={name: METRICS[name].title for name in PERCEPTUAL},
+        perceptual={name: ", ".join(filter(None, (METRICS[name].title, METRICS[name].unit))) for name in PERCEPTUAL},
         not_measured=not_measured,
         max_width=MAX_WIDTH,
     )

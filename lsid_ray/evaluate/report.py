@@ -103,7 +103,8 @@ def perceptual_lines(summary: dict, not_measured: Mapping[str, str]) -> str:
         plain, network, gain = (means[who][name]["mean"] for who in ("plain", "network", "gain"))
         values = f"plain {page.number(plain, '.3f')}, network {page.number(network, '.3f')}"
         values += f" ({page.number(gain, '+.3f')})"
-        lines.append(f"{METRICS[name].title.rjust(width)}: {not_measured.get(name, values)}")
+        unit = METRICS[name].unit and f", {METRICS[name].unit}"
+        lines.append(f"{METRICS[name].title.rjust(width)}: {not_measured.get(name, values + unit)}")
     return "\n".join(lines)
 
 
