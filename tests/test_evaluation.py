@@ -79,7 +79,7 @@ def test_learned_metrics_are_scored_in_every_process_or_said_to_be_missing(
 ) -> None:
     pytest.importorskip("torchmetrics", reason="needs lsid-ray[perceptual]")
     weights = save_weights(tmp_path / "weights", monkeypatch, "alexnet")
-    done = evaluate(saved, shards, "test", tmp_path / "a", images=0, metrics=["lpips"], weights=weights.parent)
+    done = evaluate(saved, shards, "test", tmp_path / "a", images=0, metrics=["flip", "lpips"], weights=weights.parent)
     report = json.loads((tmp_path / "a" / "report.json").read_text())
     network = {"alexnet": build("alexnet", random_weights("alexnet"), CPU)}
     for pair, score in zip(opened.pairs, report["scores"], strict=True):
@@ -94,11 +94,12 @@ def test_learned_metrics_are_scored_in_every_process_or_said_to_be_missing(
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
     done = evaluate(saved, shards, "test", tmp_path / "b", images=0, metrics=["lpips", "dists"])
-    assert set(done.not_measured) == {"lpips", "lpips_vgg", "dists"}
+    assert set(done.not_measured) == {"flip", "lpips", "lpips_vgg", "dists"}
     page = (tmp_path / "b" / "report.html").read_text()
     assert page.count("not measured: weights not at hand; to get them: python -c") == 4  # table and record
     lines = perceptual_lines(done.summary, done.not_measured).splitlines()
-    assert len(lines) == 4 and "FLIP: plain 0." in lines[0] and lines[1].endswith(done.not_measured["lpips"])
+    assert len(lines) == 5 and lines[2].endswith(done.not_measured["lpips"])
+    assert lines[1].endswith("FLIP: not measured: see --metrics"), "other metrics were asked for"
 
 
 def _append(calls: list) -> object:
