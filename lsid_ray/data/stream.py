@@ -51,7 +51,8 @@ def training_stream(
     readers, readers_on: as in `ClusterConfig`. Columns: the fields of `data.batch.Batch`, one row per sample.
     """
     blocks = Blocks.of(schedule, start_step, num_workers)
-    numbers = ray.data.from_numpy(np.arange(blocks.count))  # of blocks, not of samples: all are in memory at once
+    # Of blocks, not of samples: all are in memory at once. `from_numpy` would wait for a task with a CPU of its own.
+    numbers = ray.data.from_items(list(range(blocks.count)), override_num_blocks=1)
     stream = numbers.repartition(target_num_rows_per_block=1).map_batches(
         _CropReader,
         fn_constructor_args=(shards, schedule, blocks),
@@ -183,7 +184,7 @@ class _CropReader:
         self.map = ThreadPoolExecutor(REMOTE_READ_THREADS).map if is_remote else map
 
     def __call__(self, batch: dict[str, np.ndarray]) -> dict[str, Any]:
-        (block,) = batch["data"]
+        (block,) = batch["item"]
         numbers = self.blocks.samples(block)
         crops = self.schedule.samples(numbers)
         layout, side = self.schedule.layout, self.schedule.window_side
