@@ -81,7 +81,7 @@ def write_sweep_report(definition: SweepDefinition, result: SweepResult) -> AnyP
         space=definition.space,
         trial_epochs=definition.trial_epochs,
         metrics={name: (METRICS[name].title, _form(name)) for name in measured_fields(definition.sweep)},
-        scores=scores,
+        outcomes=scores,
         has_front="front" in figures,
         headline=headline,
         describe=describe,
