@@ -11,6 +11,7 @@ from lsid_ray.config.presets import PRESETS
 from lsid_ray.errors import InputError
 from lsid_ray.inference.frame import enhance_raw
 from lsid_ray.raw.frame import read_raw
+from lsid_ray.train.events import SHOWN_ONLY
 
 
 def test_an_experiment_is_run_read_and_used(data_root: Path, shards: Path, tmp_path: Path) -> None:
@@ -28,7 +29,7 @@ def test_an_experiment_is_run_read_and_used(data_root: Path, shards: Path, tmp_p
     seen = []
     run = api.run_experiment(experiment, on_event=seen.append)
     events = api.read_metrics(run.folder)
-    assert events == [event for event in seen if event["kind"] not in ("waiting", "warning")]
+    assert events == [event for event in seen if event["kind"] not in SHOWN_ONLY]
     assert events[-1]["kind"] == "validation"
     assert events[-1]["psnr_db"] == run.metrics["psnr_db"]
 
