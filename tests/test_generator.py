@@ -155,3 +155,16 @@ def test_eval_mode_does_not_change_batch_norm_statistics():
     assert before
     network(5 * noise(1, 16, 16))
     assert all(torch.equal(value, before[name]) for name, value in network.named_buffers())
+
+
+@pytest.mark.parametrize("cfa", ["bayer", "xtrans"])
+def test_an_untrained_network_draws_no_grid_into_a_packed_pixel(cfa: str):
+    torch.manual_seed(0)
+    config = GeneratorConfig(width=4, depth=2, cfa=cfa)
+    planes = torch.rand(1, Generator(config).planes, 8, 12)
+    image = Generator(config)(planes)
+    scale = Generator(config).scale
+    tiles = image.unfold(2, scale, scale).unfold(3, scale, scale).flatten(4)
+    assert torch.equal(tiles, tiles[..., :1].expand_as(tiles)) and image.std() > 1e-4
+    tiles = Generator(PRESETS["chen"][1].generator)(torch.rand(1, 4, 16, 16)).unfold(2, 2, 2).unfold(3, 2, 2).flatten(4)
+    assert not torch.equal(tiles, tiles[..., :1].expand_as(tiles)), "SID's network is left as it is"

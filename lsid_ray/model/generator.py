@@ -38,6 +38,17 @@ def _upsample(c: GeneratorConfig, inputs: int, outputs: int) -> nn.Module:
     )
 
 
+@torch.no_grad()
+def _equal_subpixels(head: nn.Conv2d, scale: int) -> None:
+    """Initialize all pixels of a packed pixel alike (ICNR, Aitken et al. 2017, arXiv 1707.02937).
+
+    Else the pixel shuffle begins with a grid of 2 pixels (X-Trans: 3), which stays where training has seen few colors.
+    """
+    for values in (head.weight, head.bias):
+        subpixels = values.view(3, scale**2, -1)
+        subpixels.copy_(subpixels[:, :1].expand_as(subpixels).clone())
+
+
 class AttentionGate(nn.Module):
     """Attention on a skip connection, with the coarser level as gating signal (arXiv 1804.03999, section 2.2).
 
@@ -80,6 +91,8 @@ class Generator(nn.Module):
         self.gates = nn.ModuleList(AttentionGate(width, c.norm) for width in widths[:-1] if c.gates)
         self.decoders = nn.ModuleList(_double_conv(c, 2 * width, width) for width in widths[:-1])
         self.head = nn.Conv2d(c.width, 3 * self.scale**2, 1)
+        if c.upsample == "nearest":  # SID's network, which has the other one, is left as it is
+            _equal_subpixels(self.head, self.scale)
 
     @property
     def scale(self) -> int:
