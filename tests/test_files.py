@@ -217,7 +217,7 @@ def test_a_file_from_another_kind_of_sensor_is_reported(tmp_path: Path, network:
 
 
 def test_a_full_disk_leaves_no_partial_image(tmp_path: Path, network: Path, full_disk: Path):
-    write_dark_frame(tmp_path / "a.dng", 200, 300)
+    write_dark_frame(tmp_path / "a.dng", 600, 900)
     (result,) = enhance_files(network, ((tmp_path / "a.dng", full_disk / "a.tif"),), RATIO_20)
     assert "No space left" in result.error
     assert list(full_disk.iterdir()) == [full_disk / "filler"]
