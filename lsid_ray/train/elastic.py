@@ -1,8 +1,8 @@
 """Runs that go on with fewer workers, and with more when nodes join (`--cluster.min-workers`).
 
-Ray Train starts as many workers as the cluster has resources for, but leaves no room for the tasks that feed them, and
-to take more workers it ends the run without a checkpoint (ray 2.60). So the most is found here, and a run that may
-grow saves a checkpoint, ends, and starts again.
+Ray Train's own elastic training (`num_workers=(min, max)`) leaves no room for the tasks that feed the workers, counts
+on nodes as they were up to 20 s ago, and to take more workers it ends the run without a checkpoint (ray 2.60). So the
+number is found here for each attempt, and a run that may grow saves a checkpoint, ends, and starts again.
 """
 
 import time

@@ -49,7 +49,6 @@ from lsid_ray.train.tracker import Tracker
 from lsid_ray.train.tracking import tracking
 
 WAIT_S = 1.0  # between looks for the end of an attempt
-NEVER_S = 1e9
 
 
 @dataclass(frozen=True)
@@ -128,6 +127,7 @@ def _train(
 ) -> None:
     """Train from the latest checkpoint to `stop_step`, restarting after failures that may pass."""
     cluster = experiment.cluster
+    least = cluster.min_workers or cluster.num_workers
     failures = 0  # since the latest checkpoint
     while (attempt_step := checkpoint_step(folder)) < stop_step:
         for checkpoint in remove_leftovers(folder):
@@ -152,7 +152,7 @@ def _train(
             failures = 0 if checkpoint_step(folder) > attempt_step else failures
             if not (monitor.lost_node or isinstance(error, PreemptionError)):  # no fault of the run; others may join
                 failures += 1
-            reason = _recoverable(error, monitor, folder, cluster, failures)
+            reason = _recoverable(error, monitor, folder, cluster, failures, may_start_fewer=workers > least)
             log.write({"kind": "failure", "step": checkpoint_step(folder), "reason": reason})
             continue
         finally:
@@ -211,6 +211,7 @@ def _recoverable(
     folder: AnyPath,
     cluster: ClusterConfig,
     failures: int,
+    may_start_fewer: bool,
 ) -> str:
     """Why an attempt failed, if another one may help. failures: in a row, with this one.
 
@@ -219,7 +220,7 @@ def _recoverable(
     where, cause = cause_of(error)
     reason = monitor.stall or describe(where, cause)
     resumes = f"the same command resumes from step {checkpoint_step(folder)}"
-    if "startup timed out" in reason:
+    if "startup timed out" in reason and not may_start_fewer:
         raise PartialFailure(
             f"no worker started within --cluster.wait-minutes {cluster.wait_minutes:g}: {describe_wait(cluster)}"
         )
@@ -270,7 +271,7 @@ def _trainer(
     """Ray's trainer for one attempt: from a checkpoint until the end or the first failure of a worker."""
     cluster = experiment.cluster
     filesystem, storage_path = storage.arrow_filesystem(folder.parent)
-    fewest = cluster.min_workers or cluster.num_workers
+    least = cluster.min_workers or cluster.num_workers
     return TorchTrainer(
         training_loop,
         train_loop_config={
@@ -285,17 +286,18 @@ def _trainer(
         },
         torch_config=GlooTorchConfig(),
         scaling_config=ScalingConfig(
-            num_workers=workers if workers == fewest else (fewest, workers),
+            num_workers=workers,
             use_gpu=cluster.use_gpu,
             resources_per_worker=worker_needs(cluster),
-            elastic_resize_monitor_interval_s=NEVER_S,  # see `train.elastic`
         ),
         run_config=RunConfig(
             name=experiment.name,
             storage_path=storage_path,
             storage_filesystem=filesystem,
             failure_config=FailureConfig(
-                max_failures=0, max_preemption_failures=0, controller_failure_limit=start_attempts(cluster)
+                max_failures=0,
+                max_preemption_failures=0,
+                controller_failure_limit=start_attempts(cluster) if workers == least else 0,  # then with fewer
             ),
             checkpoint_config=CheckpointConfig(
                 num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
