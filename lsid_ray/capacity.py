@@ -7,15 +7,13 @@ A request that fits neither of the first two is refused; any other waits, and sa
 import math
 from dataclasses import dataclass
 from functools import lru_cache
-from pathlib import Path
 from typing import Any
 
-import psutil
 import ray
-import yaml
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from lsid_ray.errors import InputError
+from lsid_ray.ray_internals import autoscaler_configuration
 
 Resources = dict[str, float]
 """Amounts by name: {"CPU": 8, "GPU": 1}."""
@@ -97,35 +95,13 @@ def _autoscaler(head_id: str) -> dict[str, Any] | None:
     context = ray.get_runtime_context()
     port = context.gcs_address.rpartition(":")[2]
     if context.get_node_id() == head_id:
-        return _read_autoscaler(port)
+        return autoscaler_configuration(port)
     on_head = NodeAffinitySchedulingStrategy(head_id, soft=False)
-    read = ray.remote(num_cpus=0)(_read_autoscaler).options(scheduling_strategy=on_head)
+    read = ray.remote(num_cpus=0)(autoscaler_configuration).options(scheduling_strategy=on_head)
     try:
         return ray.get(read.remote(port), timeout=READ_TIMEOUT_S)
     except ray.exceptions.RayError:
         return None
-
-
-def _read_autoscaler(gcs_port: str) -> dict[str, Any] | None:
-    """The configuration of the autoscaler of the cluster whose head is this node; see `at_limits`.
-
-    Ray 2.60 reports the limits nowhere. But `ray start --head` starts a monitor process, with or without the path of a
-    configuration; if there is none, the autoscaler runs elsewhere, as under KubeRay.
-    """
-    for process in psutil.process_iter():
-        try:
-            command = process.cmdline()
-        except psutil.Error:
-            continue
-        options = dict(part.split("=", 1) for part in command if part.startswith("--") and "=" in part)
-        is_monitor = any(part.endswith("/monitor.py") for part in command)
-        if is_monitor and options.get("--gcs-address", "").endswith(f":{gcs_port}"):
-            path = options.get("--autoscaling-config")
-            try:
-                return yaml.safe_load(Path(path).expanduser().read_text()) if path else {}
-            except (OSError, yaml.YAMLError):
-                return None
-    return None
 
 
 def check_task(needs: Resources, option: str = "") -> None:

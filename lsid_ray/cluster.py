@@ -11,20 +11,16 @@ import os
 import signal
 import socket
 import sys
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 import ray
-from ray._private import ray_constants, services
-from ray._private.authentication.authentication_token_setup import maybe_enable_token_auth_if_token_available
 from ray.data import DataContext
 
 from lsid_ray.capacity import Capacity, Resources, current_capacity, describe_free, format_amounts
 from lsid_ray.config.schema import ClusterConfig
 from lsid_ray.errors import InputError, PartialFailure
+from lsid_ray.ray_internals import cluster_address, send_existing_token, use_loopback_only
 from lsid_ray.storage import is_utf8
 
 CPUS_PER_READER = 0.5
@@ -49,14 +45,11 @@ def connect() -> None:
     os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.5")  # 2 s by default; a run waits for one at its end
     os.environ.setdefault("RAY_worker_maximum_startup_concurrency", "16")  # or Ray warns about every further process
     try:
-        address = services.canonicalize_bootstrap_address(None)
+        address = cluster_address()
     except ValueError as error:
         raise InputError(f"RAY_ADDRESS: {error}") from None
     if address is None:
-        # Ray will start a cluster. Restrict it to the loopback interface, which is the default on macOS only; there
-        # is no public option.
-        os.environ[ray_constants.ENABLE_RAY_CLUSTERS_ENV_VAR] = "0"
-        ray_constants.ENABLE_RAY_CLUSTER = False
+        use_loopback_only()
         _start()
     else:
         _join(address)
@@ -90,15 +83,12 @@ def _start() -> None:
 def _join(address: str) -> None:
     print(f"joining the Ray cluster at {address}", flush=True)
     logging.getLogger("ray").setLevel(logging.ERROR)
-    # As soon as there is a token, `ray start` demands it, and an explicit RAY_ADDRESS makes Ray send none (2.60). A
-    # cluster without authentication ignores it. There is no public call once Ray is imported.
-    maybe_enable_token_auth_if_token_available(warn_if_disabled=False)
+    send_existing_token()
     try:
         if "://" not in address:  # fails at once; Ray takes minutes
             host, _, port = address.rpartition(":")
             socket.create_connection((host, int(port)), timeout=CONNECT_TIMEOUT_S).close()
-        with filtered_stderr(b"gcs_client.cc"):
-            ray.init(log_to_driver=False, logging_level=logging.ERROR)
+        ray.init(log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = getattr(error, "strerror", None) or str(error).strip().splitlines()[0]
         raise InputError(
@@ -114,24 +104,6 @@ def quiet_ray_logs() -> None:
     context.print_on_execution_start = False
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # a lost process is no traceback
     logging.getLogger("ray.train").setLevel(logging.ERROR)
-
-
-@contextmanager
-def filtered_stderr(unwanted: bytes) -> Iterator[None]:
-    """Drop the lines that Ray's core writes to stderr within the block if they contain `unwanted`."""
-    sys.stderr.flush()
-    stderr = os.dup(2)
-    with tempfile.TemporaryFile() as buffer:
-        os.dup2(buffer.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(stderr, 2)
-            os.close(stderr)
-            buffer.seek(0)
-            for line in buffer:
-                if unwanted not in line:
-                    os.write(2, line)
 
 
 def check_capacity(config: ClusterConfig, capacity: Capacity | None = None) -> int:

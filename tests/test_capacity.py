@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import free_ports
-from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.util import prepare_config
+from ray.util import get_node_ip_address
 from test_faults import occupied
 from test_files import RATIO_20, save_network, write_dark_frame
 

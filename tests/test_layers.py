@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ import pytest
 
 REPOSITORY = Path(__file__).parents[1]
 LAYERS = (  # a layer imports only those above it in this list; packages of one layer do not import each other
-    ("errors",),
+    ("errors", "ray_internals"),
     ("object_store",),
     ("storage",),
     ("config", "raw", "progress", "capacity"),
@@ -149,6 +150,11 @@ def test_training_cannot_name_the_test_split(module: str):
         node.value for node in ast.walk(ast.parse(FILES[module].read_text())) if isinstance(node, ast.Constant)
     ]
     assert not [value for value in constants if value == "test" or value == b"test"]
+
+
+def test_only_one_module_knows_the_internals_of_ray():
+    found = {name for name, path in FILES.items() if re.search(r"\bray(\.\w+)*\.(_[a-z]|v\d)", path.read_text())}
+    assert found == {"lsid_ray.ray_internals"}
 
 
 def test_no_module_is_named_after_nothing():

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 import yaml
 from conftest import free_ports
-from ray._private.services import get_node_ip_address
 from ray.autoscaler._private.util import prepare_config
+from ray.util import get_node_ip_address
 from ray.util.state import list_nodes
 from ray.util.state.common import NodeState
 from test_jobs import TINY

@@ -189,7 +189,7 @@ def test_a_killed_worker_loses_only_the_steps_since_the_latest_checkpoint(
 
 def worker_processes() -> list[int]:
     """Process IDs of the live training workers of this session's cluster, and of no other."""
-    session = Path(ray._private.worker._global_node.get_session_dir_path()).name
+    session = ray.get_runtime_context().get_session_name()
     processes = []
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error):

@@ -1,7 +1,6 @@
 """The schedule as a Ray Data dataset: numbers of blocks go in, crops come out."""
 
 import math
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -11,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import ray.data
 from ray.data import ActorPoolStrategy, DataIterator, Dataset, ExecutionOptions, ExecutionResources
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 from ray.data.collate_fn import NumpyBatchCollateFn
 from ray.exceptions import RayTaskError
 
@@ -23,6 +21,7 @@ from lsid_ray.data.schedule import Crop, Schedule
 from lsid_ray.errors import InputError
 from lsid_ray.object_store import RemotePath
 from lsid_ray.raw.color import srgb_from_camera
+from lsid_ray.ray_internals import SchedulingPause
 
 if TYPE_CHECKING:  # readers do not import torch
     import torch
@@ -35,7 +34,6 @@ MIN_RESOURCE = 1e-4  # smallest amount of a resource that a Ray actor can reques
 REMOTE_READ_THREADS = 16  # per reader, for shards in an object store
 PREFETCH_BATCHES = 2  # local batches on the device, beside the one in use
 TASKS_PER_READER = 6  # submitted ahead, so that readers work through the pauses of Ray's scheduling loop
-SCHEDULING_PAUSE_S = 0.05  # per iteration of Ray's scheduling loop, which handles all blocks that are ready
 
 
 def training_stream(
@@ -63,7 +61,7 @@ def training_stream(
         num_cpus=CPUS_PER_READER,
         resources={readers_on: MIN_RESOURCE} if readers_on else {},
     )
-    stream.context.custom_execution_callback_classes = [_SchedulingPause]
+    stream.context.custom_execution_callback_classes = [SchedulingPause]
     stream.context.raise_original_map_exception = True  # else the reader's error does not reach `local_batches`
     return stream
 
@@ -96,13 +94,6 @@ class _Collate(NumpyBatchCollateFn):
     def __call__(self, batch: dict[str, np.ndarray]) -> Batch:
         count = len(np.unique(batch["sample"]))  # a sample that fills up a row comes last
         return Batch.from_columns({name: column[:count] for name, column in batch.items()}, self.device)
-
-
-class _SchedulingPause(ExecutionCallback):
-    """Slows Ray's scheduling loop: under backpressure it would otherwise spin and occupy a core."""
-
-    def on_execution_step(self, executor: Any) -> None:
-        time.sleep(SCHEDULING_PAUSE_S)
 
 
 def execution_options(schedule: Schedule) -> ExecutionOptions:

@@ -6,11 +6,7 @@ import textwrap
 import ray.train
 import torch
 from ray.exceptions import RayActorError, RayError, RayTaskError
-from ray.train.v2.api.exceptions import (  # not exported by ray.train (2.60)
-    ControllerError,
-    PreemptionError,
-    WorkerGroupError,
-)
+from ray.train import ControllerError, PreemptionError, WorkerGroupError
 
 from lsid_ray.errors import InputError
 

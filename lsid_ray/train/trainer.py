@@ -10,7 +10,6 @@ import ray.data
 import ray.train
 from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
-from ray.train.v2.api.exceptions import PreemptionError  # not exported by ray.train (2.60)
 
 from lsid_ray import storage
 from lsid_ray.cluster import check_capacity, describe_wait, start_attempts, worker_count, worker_needs
@@ -150,7 +149,9 @@ def _train(
                 _fit(trainer, monitor, log, folder, is_taken)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, StoreError) as error:
             failures = 0 if checkpoint_step(folder) > attempt_step else failures
-            if not (monitor.lost_node or isinstance(error, PreemptionError)):  # no fault of the run; others may join
+            if not (
+                monitor.lost_node or isinstance(error, ray.train.PreemptionError)
+            ):  # no fault of the run; others may join
                 failures += 1
             reason = _recoverable(error, monitor, folder, cluster, failures, may_start_fewer=workers > least)
             log.write({"kind": "failure", "step": checkpoint_step(folder), "reason": reason})
