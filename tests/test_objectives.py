@@ -1,6 +1,7 @@
 """What trials are judged by: the rule, its number for ASHA, the front."""
 
 import dataclasses
+import math
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -30,6 +31,9 @@ def test_the_best_trial_is_the_best_by_the_second_metric_near_the_best_psnr():
     assert ranked(SCORES, SweepConfig(objectives=("flip",)))[0] == "sharpest"
     assert ranked(SCORES, SweepConfig(objectives=("psnr", "ssim")))[0] == "highest"
     assert ranked({}, FLIP) == []
+    small = {"small": {"psnr_db": 22.05, "ssim": 0.6, "flip": math.nan}, **SCORES}
+    assert ranked(small, FLIP) == ["near", "highest", "small", "beaten", "sharpest"]
+    assert scalar(small["small"], FLIP) < scalar(small["highest"], FLIP), "of one step of PSNR"
 
 
 def test_the_rule_is_said_in_words():

@@ -1,6 +1,7 @@
 """The folder of a run: which checkpoints count, and what is deleted."""
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from lsid_ray import storage
 from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.config.serialization import from_json, to_json
 from lsid_ray.errors import InputError, PartialFailure
-from lsid_ray.model.checkpoint import METRICS, TRAINING_STATE, WEIGHTS, load_generator, save_checkpoint
+from lsid_ray.model.checkpoint import METRICS, TRAINING_STATE, WEIGHTS, load_generator, load_metrics, save_checkpoint
 from lsid_ray.model.generator import Generator
 from lsid_ray.storage import AnyPath, to_path
 from lsid_ray.train.run_folder import (
@@ -25,7 +26,7 @@ from lsid_ray.train.run_folder import (
     remove_leftovers,
     saved_checkpoints,
 )
-from lsid_ray.train.run_log import open_log, read_events
+from lsid_ray.train.run_log import LOG, open_log, read_events
 
 SCORES = {3: 20.0, 6: 22.0, 9: 21.0}  # PSNR by step
 
@@ -120,6 +121,34 @@ def test_a_validation_that_a_killed_driver_has_not_logged_is_taken_from_its_chec
             log.write({"kind": "start", "step": 9, "total_steps": 12})
     validations = [event for event in read_events(folder) if event["kind"] == "validation"]
     assert [(event["step"], event["psnr_db"]) for event in validations] == [(9, 21.0)]
+
+
+def test_a_metric_that_could_not_be_computed_is_null_in_the_files_and_nan_to_those_who_read_them(
+    folder: AnyPath, experiment
+) -> None:
+    def no_number(constant: str) -> None:
+        raise AssertionError(f"{constant} is not JSON")
+
+    def is_as_measured(metrics: dict) -> bool:
+        return metrics["psnr_db"] == 23.0 and math.isnan(metrics["texture"])
+
+    metrics = {"step": 12, "epoch": 4, "psnr_db": 23.0, "texture": math.nan}
+    e = replace(experiment(), generator=GeneratorConfig(width=2, depth=1))
+    with storage.atomic_folder(folder / checkpoint_name(12), last=METRICS) as partial:
+        save_checkpoint(partial, e, Generator(e.generator), {"step": 12}, metrics)
+    with open_log(folder, lambda event: None) as log:
+        log.write({"kind": "validation", **metrics, "seconds": 1.0})
+    with open_log(folder, lambda event: None) as log:  # writes the log anew
+        log.write({"kind": "start", "step": 12, "total_steps": 24})
+    best, of_best = copy_best(folder)
+    for text in (
+        *(folder / LOG).read_text().splitlines(),
+        *[(path / METRICS).read_text() for path in (best, folder / checkpoint_name(12))],
+    ):
+        content = json.loads(text, parse_constant=no_number)
+        assert content.get("texture", "absent") is None or content["kind"] == "start"
+    (logged,) = (event for event in read_events(folder) if event["kind"] == "validation")
+    assert all(map(is_as_measured, (logged, of_best, load_metrics(best), saved_checkpoints(folder)[-1].metrics)))
 
 
 def test_only_epochs_may_be_added_to_a_run_and_only_with_a_constant_learning_rate(tmp_path: Path, experiment) -> None:

@@ -1,11 +1,13 @@
-"""An experiment as JSON and back.
+"""An experiment as JSON and back, and whatever else is written as JSON.
 
-Reading is strict: unknown fields and values of another type are refused. A field that an older version did not have
-takes its default, so a new field's default must be what older versions did.
+Reading an experiment is strict: unknown fields and values of another type are refused. A field that an older version
+did not have takes its default, so a new field's default must be what older versions did.
 """
 
 import dataclasses
 import json
+import math
+from numbers import Integral, Real
 from typing import Any
 
 from pydantic import TypeAdapter, ValidationError
@@ -47,6 +49,21 @@ def _unknown_field(given: dict[str, Any], known: dict[str, Any], prefix: str = "
         if isinstance(value, dict) and (unknown := _unknown_field(value, known[name], f"{prefix}{name}.")):
             return unknown
     return None
+
+
+def jsonable(value: Any) -> Any:
+    """A value in the types of JSON, with None for the numbers that it lacks: NaN and infinity."""
+    if isinstance(value, dict):
+        return {str(key): jsonable(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [jsonable(item) for item in value]
+    if isinstance(value, bool | None):
+        return value
+    if isinstance(value, Integral):
+        return int(value)
+    if isinstance(value, Real):
+        return float(value) if math.isfinite(value) else None
+    return str(value)
 
 
 def identity(experiment: Experiment) -> dict[str, Any]:

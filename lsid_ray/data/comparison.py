@@ -140,7 +140,7 @@ def _measured_ratio(short: np.ndarray, long: np.ndarray, unclipped: np.ndarray, 
 
 
 def _shift(short: np.ndarray, long: np.ndarray, block: int) -> tuple[float, float] | None:
-    """By how many sensels `short` (h, w) lies below and to the right of `long`; None if that cannot be told.
+    """By how many sensels `short` (h, w) lies below and to the right of `long`; None if that is unknown.
 
     Cross correlation of the spectra (Guizar-Sicairos et al. 2008, in scikit-image), denoised, with the light's trend
     removed. Not normalized to the phase alone, as phase correlation is: this would give all frequencies the same

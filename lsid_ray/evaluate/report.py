@@ -12,6 +12,7 @@ from types import MappingProxyType
 import numpy as np
 
 from lsid_ray import storage
+from lsid_ray.config.serialization import jsonable
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate import page
 from lsid_ray.evaluate.measures import METRICS, PERCEPTUAL
@@ -141,7 +142,7 @@ def write_report(
         _write_csv(partial / "scores.csv", scores)
         saved = [_save_frame(partial, number, frame, scores) for number, frame in enumerate(frames, start=1)]
         page.save_texture(partial / TEXTURE, headline(summary), tuple(BANDS))
-        html = page.render_report(summary, headline(summary), saved, _jsonable(record), TEXTURE, not_measured)
+        html = page.render_report(summary, headline(summary), saved, jsonable(record), TEXTURE, not_measured)
         (partial / REPORT).write_text(html)
     return folder / REPORT
 
@@ -196,22 +197,9 @@ def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
 
 
-def _jsonable(value: object) -> object:
-    """Plain JSON types; NaN and infinity become None."""
-    if isinstance(value, dict):
-        return {str(key): _jsonable(item) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_jsonable(item) for item in value]
-    if isinstance(value, float | np.floating):
-        return _finite(value)
-    if isinstance(value, bool | int | None):
-        return value
-    return int(value) if isinstance(value, np.integer) else str(value)
-
-
 def _write_json(path: Path, scores: list[Score], summary: dict, record: dict) -> None:
     content = {"record": record, "summary": summary, "scores": [dataclasses.asdict(s) for s in scores]}
-    path.write_text(json.dumps(_jsonable(content), indent=1, allow_nan=False) + "\n")
+    path.write_text(json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n")
 
 
 def _write_csv(path: Path, scores: list[Score]) -> None:

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from lsid_ray import __version__, storage
-from lsid_ray.config.serialization import to_json
+from lsid_ray.config.serialization import jsonable, to_json
 from lsid_ray.data.preprocess import REFERENCE_MATRIX, apply_color_matrix, is_reference, network_input
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.inference.frame import MARGIN
@@ -146,7 +146,7 @@ def export(checkpoint: str | AnyPath, out: AnyPath) -> Exported:
     developer = Developer(generator).eval()
     description = metadata(developer) | {
         "experiment": to_json(experiment),
-        "checkpoint": json.dumps(load_metrics(checkpoint)),
+        "checkpoint": json.dumps(jsonable(load_metrics(checkpoint))),
     }
     weights_bytes = sum(value.nbytes for value in generator.state_dict().values())
     if out.suffix == ".onnx" and weights_bytes > MAX_ONNX_BYTES:

@@ -10,6 +10,7 @@ checkpoint.json is written last: a checkpoint is complete if it has all files th
 
 import io
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from safetensors.torch import load_file, save
 from lsid_ray import storage
 from lsid_ray.config.checks import check_generator
 from lsid_ray.config.schema import Experiment
-from lsid_ray.config.serialization import difference, from_json, to_json
+from lsid_ray.config.serialization import difference, from_json, jsonable, to_json
 from lsid_ray.errors import InputError
 from lsid_ray.model.generator import Generator
 from lsid_ray.storage import AnyPath
@@ -48,7 +49,7 @@ def save_checkpoint(
     (folder / TRAINING_STATE).write_bytes(state.getbuffer())
     (folder / EXPERIMENT).write_text(to_json(experiment))
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
-    (folder / METRICS).write_text(json.dumps({**metrics, "files": files}, indent=2))
+    (folder / METRICS).write_text(json.dumps(jsonable({**metrics, "files": files}), indent=2, allow_nan=False))
 
 
 def is_complete(folder: AnyPath) -> bool:
@@ -112,7 +113,7 @@ def load_training_state(folder: AnyPath) -> dict[str, Any]:
 
 
 def load_metrics(folder: str | AnyPath) -> dict[str, Any]:
-    """Step, epoch and validation scores.
+    """Step, epoch and validation scores, NaN for those that could not be computed.
 
     Raises: InputError if they are missing or broken.
     """
@@ -120,6 +121,11 @@ def load_metrics(folder: str | AnyPath) -> dict[str, Any]:
     try:
         metrics = json.loads(path.read_text())
         metrics.pop("files", None)
-        return metrics
+        return with_nan(metrics)
     except (OSError, ValueError, AttributeError, TypeError) as error:
         raise InputError(f"{path} cannot be read: {error}") from None
+
+
+def with_nan(metrics: dict[str, Any]) -> dict[str, Any]:
+    """Metrics as they were before `config.serialization.jsonable`: NaN for None."""
+    return {name: math.nan if value is None else value for name, value in metrics.items()}

@@ -15,6 +15,7 @@ from lsid_ray.errors import PartialFailure
 from lsid_ray.evaluate.evaluation import evaluate
 from lsid_ray.evaluate.measures import METRICS, PERCEPTUAL
 from lsid_ray.evaluate.report import headline
+from lsid_ray.model.checkpoint import with_nan
 from lsid_ray.storage import AnyPath
 from lsid_ray.sweep.objectives import checkpoint, fields, measured_fields, outcome, ranked, rule
 from lsid_ray.sweep.space import ADV_WEIGHT, Parameters, with_parameters
@@ -101,7 +102,7 @@ def compare_best(
         for name in order[: sweep.finalists]
     }
     means = {
-        name: {field: _network_means(summary)[field]["mean"] for field in measured_fields(sweep)}
+        name: with_nan({field: _network_means(summary)[field]["mean"] for field in measured_fields(sweep)})
         for name, summary in summaries.items()
     }
     finalists = {name: summaries[name] for name in ranked(means, sweep)}

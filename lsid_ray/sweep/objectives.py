@@ -111,5 +111,6 @@ def front(scores: Mapping[str, Scores], one: str, other: str) -> list[str]:
 
 
 def _goodness(field: str, scores: Scores) -> float:
-    """A metric with the sign that makes higher better."""
-    return scores[field] if METRICS[field].higher_is_better else -scores[field]
+    """A metric with the sign that makes higher better; one that could not be computed is the worst."""
+    value = scores[field] if METRICS[field].higher_is_better else -scores[field]
+    return -math.inf if math.isnan(value) else value

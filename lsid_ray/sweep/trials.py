@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 from lsid_ray import storage
 from lsid_ray.config.schema import Experiment, SweepConfig
-from lsid_ray.config.serialization import difference, identity
+from lsid_ray.config.serialization import difference, identity, jsonable
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 from lsid_ray.sweep.space import Dimension, Parameters, with_parameters
@@ -211,4 +211,4 @@ def read_json(path: AnyPath) -> dict[str, Any]:
 def write_json(path: AnyPath, content: Any) -> None:
     """Write a JSON file atomically."""
     with storage.atomic_write(path) as file:
-        file.write((json.dumps(content, indent=1) + "\n").encode())
+        file.write((json.dumps(jsonable(content), indent=1, allow_nan=False) + "\n").encode())

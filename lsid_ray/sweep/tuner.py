@@ -31,7 +31,7 @@ from lsid_ray.train.events import Event
 from lsid_ray.train.run_folder import STOP
 from lsid_ray.train.trainer import train
 
-STOP_TIMEOUT_S = 60.0  # for a run to end after it was told to stop
+STOP_TIMEOUT_S = 60.0  # for a run to end after it was asked to stop
 DRIVER_RESOURCES = {"memory": 1}  # Ray Tune requires a resource, and a fraction of a CPU could be what workers lack
 
 

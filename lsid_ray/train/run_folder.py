@@ -20,7 +20,7 @@ from typing import Any
 
 from lsid_ray import storage
 from lsid_ray.config.schema import Experiment
-from lsid_ray.config.serialization import difference, from_json, identity, to_json
+from lsid_ray.config.serialization import difference, from_json, identity, jsonable, to_json
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.model.checkpoint import EXPERIMENT, METRICS, WEIGHTS, is_complete, load_metrics
 from lsid_ray.storage import AnyPath
@@ -177,7 +177,7 @@ def copy_best(folder: AnyPath) -> tuple[AnyPath, dict[str, Any]]:
             f"{folder} was stopped before its first validation; the same command resumes from step {step}"
         )
     with storage.atomic_folder(folder / "best", last=EXPERIMENT) as copy:
-        (copy / METRICS).write_text(json.dumps(best.metrics, indent=2))
+        (copy / METRICS).write_text(json.dumps(jsonable(best.metrics), indent=2, allow_nan=False))
         for name in (WEIGHTS, EXPERIMENT):
             storage.copy_file(best.folder / name, copy / name)
     return folder / "best", best.metrics

@@ -12,7 +12,9 @@ from ray.util.metrics import Gauge
 from torch.utils.tensorboard import SummaryWriter
 
 from lsid_ray import storage
+from lsid_ray.config.serialization import jsonable
 from lsid_ray.errors import InputError
+from lsid_ray.model.checkpoint import with_nan
 from lsid_ray.object_store import RemotePath
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.events import SHOWN_ONLY, Event, scalars
@@ -28,10 +30,18 @@ UPLOAD_S = 15.0  # between uploads of a growing log to an object store
 
 
 def read_events(folder: AnyPath) -> list[Event]:
-    """The events of a run so far. A line that is still being written is left out."""
+    """The events of a run so far. A line that is still being written is left out.
+
+    A metric that could not be computed, as of frames that are too small for it, is null in the file and NaN here.
+    """
     path = folder / LOG
     lines = path.read_text().splitlines(True) if path.exists() else []
-    return [json.loads(line) for line in lines if line.endswith("\n")]
+    events = [json.loads(line) for line in lines if line.endswith("\n")]
+    return [with_nan(event) if event["kind"] == "validation" else event for event in events]
+
+
+def _line(event: Event) -> str:
+    return json.dumps(jsonable(event), allow_nan=False) + "\n"
 
 
 @contextmanager
@@ -109,9 +119,9 @@ class RunLog:
             if event["step"]:
                 kept += self._unlogged_validation(kept, event)
             with storage.atomic_write(path) as file:
-                file.write("".join(json.dumps(one) + "\n" for one in kept).encode())
+                file.write("".join(map(_line, kept)).encode())
             self.tensorboard = None
-        line = (json.dumps(event) + "\n").encode()
+        line = _line(event).encode()
         with path.open("ab", buffering=0) as file:
             size = file.tell()
             if file.write(line) < len(line):
