@@ -153,7 +153,10 @@ def _fail(code: int, message: str) -> None:
 
 
 def _one_line(parse_arguments: Callable[[], Options]) -> Options:
-    """Run a tyro parser; turn the box in which it reports a mistake into an InputError of one line."""
+    """Run a tyro parser; turn the box in which it reports a mistake into an InputError of one line.
+
+    From its text, as tyro gives it in no other public way: its hook for mistakes (pull request 478) is private.
+    """
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
