@@ -125,6 +125,22 @@ def test_a_lost_buffer_is_a_warning(cluster: None, tmp_path: Path) -> None:
     assert [event["kind"] for event in seen] == ["warning"] and "lost" in seen[0]["message"]
 
 
+def test_a_node_that_left_between_two_attempts_is_announced_once(
+    cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    left = {"a": "10.0.0.7"}
+    monkeypatch.setattr(monitor_module, "lost_nodes", lambda: left)
+    seen, known, buffer = [], {}, start_buffer()
+    with open_log(tmp_path, seen.append) as log:
+        for _ in range(2):
+            monitor = Monitor(buffer, log, tmp_path / "stop", 0.0, str, lost=known)
+            with monitor.watching():
+                pass
+            known = monitor.lost
+            assert not monitor.lost_node, "it is no excuse for the next failure"
+    assert [event["message"] for event in seen] == ["node 10.0.0.7 has left the cluster"]
+
+
 @contextlib.contextmanager
 def occupied(cpus: float) -> Iterator[Callable[[], None]]:
     """Another job holds CPUs of the session's cluster; yields what frees them."""

@@ -16,6 +16,7 @@ from lsid_ray.model.checkpoint import TRAINING_STATE, WEIGHTS, save_checkpoint
 from lsid_ray.train.initial_weights import InitialWeights, read_initial_weights
 from lsid_ray.train.run_folder import checkpoint_name
 from lsid_ray.train.step import GanStep
+from lsid_ray.train.trainer import train
 
 CPU = torch.device("cpu")
 MakeExperiment = Callable[..., Experiment]
@@ -87,6 +88,13 @@ def test_what_does_not_fit_stays_random_and_is_reported(
     )
     alone = replace(experiment(loss={"adv_weight": 0.0}), init=best)
     assert read_initial_weights(alone).description == f"starting from {best}: took the generator"
+
+
+def test_with_an_unusable_checkpoint_no_folder_is_claimed(shards: Path, experiment: MakeExperiment) -> None:
+    e = replace(experiment("new"), init="missing")
+    with pytest.raises(InputError, match="missing is not a checkpoint"):
+        train(e, str(shards))
+    assert not Path(e.storage, "new").exists()
 
 
 def test_an_unusable_checkpoint_is_refused(source: GanStep, experiment: MakeExperiment, tmp_path: Path) -> None:

@@ -41,8 +41,10 @@ class Monitor:
     """The workers that the run lacks; None if it never takes more."""
     stall: str = ""
     """Which workers were killed, and why."""
+    lost: dict[str, str] = field(default_factory=lost_nodes)
+    """The nodes that have left the cluster, as `cluster.lost_nodes`; given: those that are known, so not announced."""
     lost_node: bool = False
-    """Whether a node has left the cluster."""
+    """Whether one has left during this attempt."""
     stopping: bool = False
     """Whether the workers were asked to end after the current step."""
     resizing: bool = False
@@ -79,7 +81,7 @@ class Monitor:
 
     def _watch(self, ended: threading.Event) -> None:
         wait_start = last_shown = last_stop_check = last_node_check = time.monotonic()
-        lost = lost_nodes()
+        self._announce_lost_nodes()  # since the last attempt ended
         detector = StallDetector(self.stall_s)
         while True:
             last = ended.wait(POLL_S)  # set before the last `take`, so that no event is left
@@ -89,12 +91,10 @@ class Monitor:
                 if self._is_stop_requested():
                     self.stopping = True
             if last or now - last_node_check >= NODE_CHECK_S:
-                last_node_check, lost_before, lost = now, lost, lost_nodes()
-                for node in lost.keys() - lost_before.keys():
-                    self.lost_node = True
-                    self.log.write({"kind": "warning", "message": f"node {lost[node]} has left the cluster"})
+                last_node_check, has_lost_node = now, self._announce_lost_nodes()
+                self.lost_node = self.lost_node or has_lost_node
                 if self.missing_workers and not last:
-                    self._resize(lost.keys() != lost_before.keys())
+                    self._resize(has_lost_node)
             try:
                 events, beats = ray.get(self.buffer.take.remote(self.stopping), timeout=TAKE_TIMEOUT_S)
             except ray.exceptions.RayError as error:
@@ -119,6 +119,14 @@ class Monitor:
             if waited_s >= QUIET_WAIT_S and now - last_shown >= WAIT_LINE_S:
                 last_shown = now
                 self.log.write({"kind": "waiting", "message": self.describe_wait(started), "seconds": waited_s})
+
+    def _announce_lost_nodes(self) -> bool:
+        """Say which nodes have left since the last call; returns whether there are any."""
+        known, self.lost = self.lost, lost_nodes()
+        new = self.lost.keys() - known.keys()
+        for node in new:
+            self.log.write({"kind": "warning", "message": f"node {self.lost[node]} has left the cluster"})
+        return bool(new)
 
     def _resize(self, has_lost_node: bool) -> None:
         """Stop the workers if there is room for more, or if those that start may leave no CPU to the readers."""

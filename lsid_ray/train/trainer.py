@@ -1,6 +1,5 @@
 """One experiment trained with Ray Train, from its checks to its best checkpoint."""
 
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -8,11 +7,11 @@ from typing import Any
 
 import ray.data
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+from ray.train import CheckpointConfig, FailureConfig, PreemptionError, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from lsid_ray import storage
-from lsid_ray.cluster import check_capacity, describe_wait, start_attempts, worker_count, worker_needs
+from lsid_ray.cluster import check_capacity, describe_wait, lost_nodes, start_attempts, worker_count, worker_needs
 from lsid_ray.config.checks import check_early_end, check_experiment
 from lsid_ray.config.schema import ClusterConfig, Experiment
 from lsid_ray.config.serialization import to_json
@@ -28,6 +27,7 @@ from lsid_ray.train.events import Event, start_buffer
 from lsid_ray.train.failures import cause_of, describe, is_deterministic
 from lsid_ray.train.gloo import GlooTorchConfig
 from lsid_ray.train.initial_weights import read_initial_weights, with_absolute_init
+from lsid_ray.train.interruption import fit
 from lsid_ray.train.lock import locked
 from lsid_ray.train.loop import training_loop
 from lsid_ray.train.monitor import Monitor
@@ -46,8 +46,6 @@ from lsid_ray.train.run_folder import (
 from lsid_ray.train.run_log import RunLog, open_log
 from lsid_ray.train.tracker import Tracker
 from lsid_ray.train.tracking import tracking
-
-WAIT_S = 1.0  # between looks for the end of an attempt
 
 
 @dataclass(frozen=True)
@@ -94,15 +92,18 @@ def train(
             f"--generator.cfa is {experiment.generator.cfa}: the frames in {shards_folder} are {schedule.layout.kind}"
         )
     measures = find_measures(experiment.training.metrics, experiment.data.weights)
+    folder = storage.to_path(experiment.storage).resolve() / experiment.name
+    with_init = with_absolute_init(experiment)
+    starts_from_init = experiment.init and not checkpoint_step(folder)
+    initial_weights = read_initial_weights(with_init).description if starts_from_init else ""
     check_capacity(cluster)
 
     # --- Claim the run's folder
-    folder = storage.to_path(experiment.storage).resolve() / experiment.name
     with locked(folder, lambda line: on_event({"kind": "warning", "message": line})) as is_taken:
         claim_run(folder, experiment, data_digest)
-        experiment = with_absolute_init(experiment)
-        if experiment.init and not checkpoint_step(folder):
-            on_event({"kind": "warning", "message": read_initial_weights(experiment).description})
+        experiment = with_init
+        if initial_weights:
+            on_event({"kind": "warning", "message": initial_weights})
         for name in experiment.training.metrics:
             if reason := measures.not_measured.get(name):
                 on_event({"kind": "warning", "message": f"{name} is {reason}"})
@@ -128,6 +129,7 @@ def _train(
     cluster = experiment.cluster
     least = cluster.min_workers or cluster.num_workers
     failures = 0  # since the latest checkpoint
+    lost = lost_nodes()
     while (attempt_step := checkpoint_step(folder)) < stop_step:
         for checkpoint in remove_leftovers(folder):
             log.write({"kind": "warning", "message": f"{checkpoint} is incomplete; it was deleted"})
@@ -141,22 +143,22 @@ def _train(
             stall_s=60 * cluster.stall_minutes,
             describe_wait=partial(describe_wait, cluster),
             missing_workers=missing_workers,
+            lost=lost,
         )
         checkpoint = next(reversed(saved_checkpoints(folder)), None)
         trainer = _trainer(experiment, shards, schedule, folder, checkpoint, buffer, stop_step, measures, workers)
         try:
             with monitor.watching():
-                _fit(trainer, monitor, log, folder, is_taken)
+                fit(trainer, monitor, log, folder, is_taken)
         except (ray.train.TrainingFailedError, ray.exceptions.RayError, StoreError) as error:
             failures = 0 if checkpoint_step(folder) > attempt_step else failures
-            if not (
-                monitor.lost_node or isinstance(error, ray.train.PreemptionError)
-            ):  # no fault of the run; others may join
+            if not (monitor.lost_node or isinstance(error, PreemptionError)):  # no fault of the run; others may join
                 failures += 1
             reason = _recoverable(error, monitor, folder, cluster, failures, may_start_fewer=workers > least)
             log.write({"kind": "failure", "step": checkpoint_step(folder), "reason": reason})
             continue
         finally:
+            lost = monitor.lost
             if missing_workers:
                 missing_workers.withdraw()
         if log.diverged is not None:
@@ -167,43 +169,6 @@ def _train(
             remove_leftovers(folder)
             return
     log.write({"kind": "start", "step": attempt_step, "total_steps": schedule.total_steps})
-
-
-def _fit(trainer: TorchTrainer, monitor: Monitor, log: RunLog, folder: AnyPath, is_taken: Callable[[], bool]) -> None:
-    """Run an attempt; at a Ctrl-C, have it save a checkpoint first.
-
-    In a thread, because in the main thread `fit` would answer Ctrl-C itself, by ending the run at once and, later, the
-    process with exit code 0 (ray 2.60).
-    """
-    if threading.current_thread() is not threading.main_thread():  # as in a trial: there is no Ctrl-C
-        trainer.fit()
-        return
-    errors: list[BaseException] = []
-    ended, interrupted = threading.Event(), False
-
-    def run() -> None:
-        try:
-            trainer.fit()
-        except BaseException as error:
-            errors.append(error)
-        finally:
-            ended.set()
-
-    threading.Thread(target=run, daemon=True).start()
-    while not ended.is_set():  # a `join` that is interrupted takes the thread for ended (Python 3.11)
-        try:
-            ended.wait(WAIT_S)
-        except KeyboardInterrupt:
-            if interrupted or is_taken() or not monitor.stop():
-                monitor.kill_workers()
-                raise
-            interrupted = True
-            message = "stopping after this step, with a checkpoint; a second Ctrl-C does not wait for it"
-            log.write({"kind": "warning", "message": message})
-    if interrupted:
-        raise KeyboardInterrupt(f"the same command resumes from step {checkpoint_step(folder)}")
-    for error in errors:
-        raise error
 
 
 def _recoverable(
