@@ -1,11 +1,14 @@
 """Measure on this machine, against references of the same run; print a table.
 
-python jobs/benchmark.py predict
-python jobs/benchmark.py pack SID/Sony
-python jobs/benchmark.py feed SID/Sony-shards --step-ms 40
-python jobs/benchmark.py train sid-sony SID/Sony-shards
-python jobs/benchmark.py faults
-python jobs/benchmark.py history runs/demo
+    python jobs/benchmark.py predict
+    python jobs/benchmark.py step sid-sony --use-gpu
+    python jobs/benchmark.py pack SID/Sony
+    python jobs/benchmark.py feed SID/Sony-shards --step-ms 40
+    python jobs/benchmark.py train sid-sony SID/Sony-shards
+    python jobs/benchmark.py faults
+    python jobs/benchmark.py history runs/demo
+
+lsid_ray/benchmark/README.md has what was measured so far, and on which machines.
 """
 
 import dataclasses

@@ -25,9 +25,9 @@ from lsid_ray.progress import counter
 class Enhance:
     """Enhance dark raw files with a trained network."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Folder of a checkpoint, such as runs/demo/best."""
-    inputs: Annotated[tuple[str, ...], tyro.conf.Positional]
+    inputs: Annotated[tuple[str, ...], tyro.conf.Positional, tyro.conf.arg(metavar="FILE ...")]
     """Raw files, and folders to search for them."""
     out: str
     """Folder of the images, each named as its raw file."""

@@ -25,7 +25,7 @@ from lsid_ray.progress import counter
 class Evaluate:
     """Score a checkpoint on full frames."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Folder of a checkpoint, such as runs/demo/best."""
     shards: str
     """Folder that jobs/pack.py wrote."""

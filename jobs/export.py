@@ -22,7 +22,7 @@ from lsid_ray.inference.export import export
 class Export:
     """Export a trained network as one file."""
 
-    checkpoint: Annotated[str, tyro.conf.Positional]
+    checkpoint: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHECKPOINT")]
     """Folder of a checkpoint, such as runs/demo/best."""
     out: str
     """File to write: NAME.onnx for ONNX, NAME.pt2 for torch.export. Replaces an existing one."""

@@ -7,8 +7,7 @@
     python jobs/pack.py align SID/Sony-shards
     python jobs/pack.py preview SID/Sony --out preview.png
 
-Shows the rate and the time left. Packing handles only new and changed files, and resumes if it was killed. Files that
-are left out or broken are listed with the reason, and the exit code is then 1.
+Packing handles new and changed files only, and resumes if it was killed. Files that are left out or broken are listed.
 """
 
 from typing import Annotated
@@ -32,6 +31,7 @@ Tile = Annotated[int, arg(help="Side of a tile in packed pixels.")]
 SidWhite = Annotated[bool, arg(help="Let the brightest sensel decide how bright a long exposure is, as SID did.")]
 Folder = Annotated[str, Positional, arg(metavar="SHARDS", help="Folder of the shards.")]
 Data = Annotated[str, Positional, arg(metavar="PATH", help="Folder of raw files (short/, long/), or of shards.")]
+Sheet = Annotated[str, arg(help="Image file to write.")]
 Count = Annotated[int, arg(help="Number of pairs.")]
 
 
@@ -69,7 +69,7 @@ def align(folder: Folder) -> None:
     report("not compared", result.failures, f"recorded in {folder}")
 
 
-def preview(path: Data, out: str = "preview.png", count: Count = 12, lists: Lists = ()) -> None:
+def preview(path: Data, out: Sheet = "preview.png", count: Count = 12, lists: Lists = ()) -> None:
     """Draw pairs in one image, each short exposure next to its long one."""
     with counter("drawing", "pairs") as progress:
         failures = contact_sheet(storage.to_path(path), storage.to_path(out), count, progress, lists, print)

@@ -47,7 +47,7 @@ PARTS = {
 class Feed:
     """Stream a packed data set to a stand-in for a device, and compare that with a DataLoader over .npy files."""
 
-    shards: Annotated[str, tyro.conf.Positional]
+    shards: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
     """Folder of the shards that packing wrote, or its s3:// or gs:// address."""
     step_ms: float = 100.0
     """Time that the stand-in takes for a step, in milliseconds."""

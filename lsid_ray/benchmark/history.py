@@ -21,7 +21,7 @@ CAUSES = {"failure": "workers lost", "resize": "a node joined", "rollback": "los
 class History:
     """Draw a run's steps over time, by its number of workers, and list its starts; also while it trains."""
 
-    run_folder: Annotated[str, tyro.conf.Positional]
+    run_folder: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="RUN")]
     """Folder of the run, such as runs/demo."""
     picture: Path = Path("history.png")
     """File for the plot."""

@@ -33,7 +33,7 @@ BLACK, WHITE, RATIO = 512.0, 16383.0, 200.0
 class Step:
     """Time a preset's training step on one cached batch, and compare it with a plain loop."""
 
-    preset: Annotated[str, tyro.conf.Positional]
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
     """Name of a preset, whose networks, losses, batch and crop are measured, with the adversarial loss on."""
     batch_size: int = 0
     """Samples of the batch. 0: the preset's."""

@@ -27,9 +27,9 @@ MIN_SECONDS = 10.0  # before what is measured: the first steps are slow
 class Train:
     """Train for a while, and compare the rate with that of the same step on one cached batch."""
 
-    preset: Annotated[str, tyro.conf.Positional]
+    preset: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="PRESET")]
     """Name of a preset, whose networks, losses, batch and crop are used, with the adversarial loss on."""
-    shards: Annotated[str, tyro.conf.Positional]
+    shards: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="SHARDS")]
     """Folder of the shards that packing wrote, or its s3:// or gs:// address."""
     seconds: float = 60.0
     """How long the run is measured, after its first 10 seconds."""
