@@ -8,7 +8,6 @@ import pytest
 
 from lsid_ray.data.catalog import UNKNOWN_NAME, Catalog, pair_names, read_catalog
 from lsid_ray.errors import InputError
-from lsid_ray.raw.names import exposure_from_name, parse_sid_name
 
 SID_LISTS = Path(__file__).resolve().parents[2] / "shared" / "sid_lists"
 # Names as in SID: scenes of every split, bursts, a misaligned scene, and a ratio that is limited to 300.
@@ -205,29 +204,6 @@ def test_every_row_of_the_sid_lists_is_reproduced(camera, split, rows, scenes, f
         assert sum(pair.split == split for pair in default) == aligned
     if (camera, split) == ("Sony", "train"):
         assert Counter(round(pair.ratio) for pair in pairs) == {100: 587, 250: 457, 300: 821}
-
-
-@pytest.mark.parametrize(
-    ("name", "seconds"),
-    [
-        ("0.04s", 0.04),
-        ("0,04s", 0.04),
-        ("1-25s", 0.04),
-        ("40ms", 0.04),
-        (".04s", 0.04),
-        ("10S", 10),
-        ("0.0s", None),
-        ("1-0s", None),
-    ],
-)
-def test_exposure_times_are_read_in_the_ways_that_people_write_them(name: str, seconds: float | None) -> None:
-    assert parse_sid_name(f"00001_00_{name}").exposure_s == seconds
-    assert exposure_from_name(f"night_{name}.ARW") == seconds
-
-
-@pytest.mark.parametrize("stem", ["0\N{ARABIC-INDIC DIGIT ZERO}001_00_0.1s", "00001_00_0.1s (1)", "00001_00_0.1"])
-def test_other_names_do_not_parse(stem: str) -> None:
-    assert parse_sid_name(stem) is None
 
 
 def test_what_does_not_pair_is_said_with_the_reason_that_comes_first(tmp_path: Path) -> None:

@@ -10,15 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Store
 
-from lsid_ray import cluster, storage
+from lsid_ray import cluster
 from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.config.serialization import to_json
-from lsid_ray.errors import InputError
 from lsid_ray.model.checkpoint import save_checkpoint
 from lsid_ray.model.generator import Generator
-from lsid_ray.synthesis.dataset import Synthesis, synthesize
 
 JOBS = Path(__file__).parent.parent / "jobs"
 NOT_UTF8 = "\udcff"  # how Python spells the byte 0xff in a file name
@@ -307,18 +304,6 @@ def test_of_raw_files_the_unusable_are_named_and_the_others_enhanced(
     assert "failed night/pipe.dng: not a file" in written.out
     assert "failed night/private: Permission denied" in written.out
     assert r"a\udcffb.dng: here/a\udcffb.png, x" in written.out and Path(f"here/a{NOT_UTF8}b.png").is_file()
-
-
-@pytest.mark.parametrize("fault", ["AccessDenied", "NoSuchBucket"])
-def test_an_object_store_that_refuses_to_be_written_to_is_noticed_by_one_request(store: Store, fault: str) -> None:
-    folder = storage.to_path("s3://bucket/test/out")
-    store.requests.clear()
-    storage.check_writable(folder, "--out")
-    assert [verb for verb, _, _ in store.requests] == ["PUT"]
-    assert synthesize(Synthesis("s3://bucket/test/out", ratios=(300,), max_side=64 * 9)).created, "it still is empty"
-    store.fault = lambda verb, path: fault if verb == "PUT" else ""
-    with pytest.raises(InputError, match=r"^--out s3://bucket/test/out/\.writable: (access denied|no such bucket)"):
-        storage.check_writable(folder, "--out")
 
 
 def test_a_report_that_cannot_be_written_is_refused_before_frames_are_scored(shards: Path, refused: Refused) -> None:

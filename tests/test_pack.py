@@ -1,5 +1,6 @@
 """Packing over the Ray cluster, on real raw files."""
 
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -222,3 +223,30 @@ def test_a_folder_with_sids_white_level_stays_so(copied_root: Path, tmp_path: Pa
     result = pack_dataset(copied_root, tmp_path / "out", tile=32)
     assert (result.packed, result.reused) == (1, 14)
     assert read_index(tmp_path / "out").rendering["adjust_maximum_thr"] == 0.75
+
+
+def test_a_destination_that_cannot_be_created_is_reported(cluster: None, data_root: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match=r"folder of the shards .*file: no file can be created in .*: Not a directory"):
+        pack_dataset(data_root, tmp_path / "file", tile=32)
+
+
+def test_up_to_date_shards_need_no_write_permission(copied_root: Path, shards: Path, tmp_path: Path) -> None:
+    if os.geteuid():
+        pytest.skip("needs root to become another user")
+    root, packed = copied_root, shutil.copytree(shards, tmp_path / "packed")
+    for path in (packed, *packed.parents):
+        if path != Path("/") and path.owner() == "root":
+            path.chmod(path.stat().st_mode | 0o055)
+    for changed in (False, True):
+        if changed:
+            next((root / "short").iterdir()).touch()
+        os.seteuid(65534)
+        try:
+            if changed:
+                with pytest.raises(InputError, match=r"no file can be created in .*: Permission denied"):
+                    pack_dataset(root, packed, tile=32)
+            else:
+                assert pack_dataset(root, packed, tile=32).up_to_date
+        finally:
+            os.seteuid(0)
