@@ -43,13 +43,13 @@ def prepare(
         result = synthesize(Synthesis(data.root))
         log(f"made {len(result.scenes)} scenes from scikit-image's photographs in {data.root}")
     shards = data.shards or default_shards(data.root)
-    if data.root:
-        catalog = list_pairs(data.root, data.lists)
-    else:
+    if not data.root:
         read_index(shards)
-    if not (storage.to_path(shards) / INDEX).exists():
-        storage.check_writable(storage.to_path(shards), "--data.shards")
-        _check_first_frame(catalog.pairs, experiment)
+    else:
+        catalog = list_pairs(data.root, data.lists)
+        if not (storage.to_path(shards) / INDEX).exists():
+            storage.check_writable(storage.to_path(shards), "--data.shards")
+            _check_first_frame(catalog.pairs, experiment)
     cluster.connect()
     cluster.check_capacity(experiment.cluster)
     if not data.root:
