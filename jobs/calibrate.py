@@ -3,7 +3,7 @@
 Measures the noise of your camera at each ISO, from raw files taken with the lens cap on (--dark) and of an evenly lit
 surface (--flat): gain, read noise, row noise, error of the black level, each with its standard error. Takes about a
 second per frame of 24 megapixels. Prints a line per ISO and what was left out; writes camera.json, for
-`jobs/synthesize.py --camera`, and camera.png, which shows the fits.
+`jobs/synthesize.py --camera`, and camera.png, which shows the fits; with --keep-frames also camera.dark.npz.
 """
 
 from lsid_ray.commandline import parse, run_job
@@ -22,7 +22,7 @@ def main() -> None:
         print(f"ISO {iso}: {_line(noise)}")
     if any(noise.gain is None for noise in result.camera.by_iso.values()):
         print("without --flat the gain is unknown: the file shows noise in the dark, but cannot be used to synthesize")
-    print(f"{config.out} (fits: {result.picture})")
+    print(f"{config.out} (fits: {result.picture}{f'; dark frames: {result.frames}' if result.frames else ''})")
 
 
 def _line(noise: IsoNoise) -> str:

@@ -190,6 +190,32 @@ def test_without_flat_frames_all_but_the_gain_is_measured(copy: Path, calibrated
     assert replace(noise, gain=full.gain, standard_errors=full.standard_errors) == full
 
 
+def test_dark_frames_are_kept_as_they_are_until_a_calibration_keeps_none(copy: Path):
+    for path in sorted((copy / "dark").iterdir())[6:]:
+        path.unlink()
+    config, seen = Calibration(str(copy / "dark"), str(copy / "camera.json"), keep_frames=5), []
+    result = calibrate(config, lambda done, total: seen.append((done, total)))
+    assert seen[-1] == (2 * 6 + 5, 2 * 6 + 5)
+    assert result.frames == copy / "camera.dark.npz" and read_camera(config.out) == result.camera
+    with np.load(result.frames) as kept:
+        assert sorted(kept.files) == ["200_0", "200_1", "200_2", "200_3", "200_4", "200_black"]
+        for number in range(5):
+            np.testing.assert_array_equal(
+                kept[f"200_{number}"], read_raw(copy / "dark" / f"200_{number:02d}.dng").mosaic
+            )
+        np.testing.assert_array_equal(kept["200_black"], [BLACK] * 5)
+    without = calibrate(replace(config, keep_frames=0))
+    assert replace(result.camera, dark_frames=None) == without.camera == read_camera(config.out)
+    assert without.frames is None and not result.frames.exists()
+
+
+@pytest.mark.parametrize("number", [-1, 3, 65])
+def test_a_number_of_frames_to_keep_that_cannot_be_is_refused(copy: Path, number: int):
+    config = Calibration(str(copy / "dark"), str(copy / "camera.json"), keep_frames=number)
+    with pytest.raises(InputError, match=rf"^--keep-frames {number}: expected 0, or 4 to 64$"):
+        calibrate(config)
+
+
 def test_the_gain_of_an_iso_without_flat_frames_is_interpolated(copy: Path, frames: Path):
     for path in (frames / "dark").glob("3200_*"):
         shutil.copy(path, copy / "dark")

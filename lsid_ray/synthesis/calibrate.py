@@ -4,10 +4,12 @@ The model is that of ELD (Wei et al., "A Physics-based Noise Formation Model for
 2020) with the black-level error of PMN (Feng et al., "Learnability Enhancement for Low-light Raw Denoising: Where
 Paired Real Data Meets Noise Modeling", ACM MM 2022); `dark_noise` and `photon_transfer` say how each part is measured.
 Each ISO is measured on its own, as in PMN: no line through all ISOs, which dual gain would break. Fixed pattern (PMN's
-dark shading) is taken out and not modelled, nor is noise that columns share.
+dark shading) is taken out and not modelled, nor is noise that columns share; both are in the frames that can be kept
+(`dark_frames`).
 """
 
 import io
+import itertools
 import math
 from collections import defaultdict
 from collections.abc import Callable
@@ -19,7 +21,7 @@ import numpy as np
 
 from lsid_ray import storage
 from lsid_ray.errors import InputError
-from lsid_ray.raw.frame import RawFrame, read_raw
+from lsid_ray.raw.frame import FrameMetadata, RawFrame, read_raw
 from lsid_ray.storage import AnyPath
 from lsid_ray.synthesis.calibration_frames import (
     Shot,
@@ -32,10 +34,11 @@ from lsid_ray.synthesis.calibration_frames import (
 from lsid_ray.synthesis.calibration_plot import draw_fits
 from lsid_ray.synthesis.camera import CameraNoise, IsoNoise, Sensor, StandardErrors
 from lsid_ray.synthesis.camera_file import write_camera
+from lsid_ray.synthesis.dark_frames import MAX_FRAMES, MIN_FRAMES, frames_path, write_dark_frames
 from lsid_ray.synthesis.dark_noise import LAMBDAS, STRIPS, DarkNoise, measure_dark
 from lsid_ray.synthesis.photon_transfer import MAX_LEVEL, MIN_LEVEL, Blocks, Gain, fit_gain, join, measure_blocks
 
-MIN_DARKS = 4  # per ISO
+MIN_DARKS = MIN_FRAMES  # per ISO
 MAX_SENSELS = 32_000_000  # of the dark frames of an ISO that are looked at, whole rows from the middle; bounds memory
 MAX_SCATTER = 1.5  # of the photon transfer's variances; more is remarked upon
 MAX_BLACK_ERROR = 3e-4  # of the range, 5 DN of 14 bits; more, if it is also more than the noise, is remarked upon
@@ -58,6 +61,9 @@ class Calibration:
     flat: str = ""
     """Folder of raw files of an evenly lit, defocused surface: at each ISO some exposure times, two or more frames of
     each. Without it no gain is measured, and the file cannot be used to synthesize."""
+    keep_frames: int = 0
+    """Keep up to this many dark frames per ISO, 4 to 64, in NAME.dark.npz: read noise is then drawn from them, with
+    everything that no model has. A frame of 24 megapixels takes about 20 MB. 0 keeps none."""
 
 
 @dataclass(frozen=True)
@@ -66,12 +72,14 @@ class CalibrationResult:
 
     camera: CameraNoise
     picture: AnyPath
+    frames: AnyPath | None
+    """The dark frames that were kept."""
     remarks: tuple[str, ...]
     """What the user should know: files that were left out, fits that are poor."""
 
 
 def calibrate(config: Calibration, progress: Progress = lambda done, total: None) -> CalibrationResult:
-    """Measure a camera's noise at each ISO of the dark frames, and write its file; the picture is written before it.
+    """Measure a camera's noise at each ISO of the dark frames, and write its file, after what belongs to it.
 
     Of ISOs without flat frames the gain over ISO is interpolated in log(ISO), and constant beyond the ends: at the
     A7S II's 28 ISOs gains are proportional to ISO within 0.1% (PMN). Their standard error is None. Without any flat
@@ -83,40 +91,62 @@ def calibrate(config: Calibration, progress: Progress = lambda done, total: None
     out = storage.to_path(config.out)
     if out.suffix.lower() != ".json" or out.is_dir():
         raise InputError(f"--out {out}: expected the name of a file that ends in .json")
+    if config.keep_frames and not MIN_FRAMES <= config.keep_frames <= MAX_FRAMES:
+        raise InputError(f"--keep-frames {config.keep_frames}: expected 0, or {MIN_FRAMES} to {MAX_FRAMES}")
     storage.check_writable(out.parent, "--out")
     with ExitStack() as copies:
         darks, others = _find(config.dark, "--dark", copies)
         flats, other_flats = _find(config.flat, "--flat", copies) if config.flat else ([], [])
-        counts = iter(range(1, 2 * (len(darks) + len(flats)) + 1))
+        steps, counts = 2 * (len(darks) + len(flats)), itertools.count(1)
 
         def count() -> None:
-            progress(next(counts), 2 * (len(darks) + len(flats)))
+            progress(next(counts), steps)
 
         dark_shots = read_shots(darks, check_dark, count)
         flat_shots = read_shots(flats, lambda path, frame: None, count)
         check_one_camera(dark_shots + flat_shots)
+        kept = {iso: [shot.path for shot in group[: config.keep_frames]] for iso, group in _by_iso(dark_shots).items()}
+        steps += sum(map(len, kept.values()))
         remarks = [f"left out, not a raw file: {path}" for path in others + other_flats]
         measured = _measure_darks(dark_shots, config.dark, count)
         pairs = _pair(flat_shots, measured, config.flat, remarks)
         blocks = {iso: _measure_pairs(pairs[iso], measured[iso].black_error, count) for iso in sorted(pairs)}
-    gains = {iso: _fit(iso, blocks[iso], measured[iso].variance, config.flat) for iso in blocks}
-    first = dark_shots[0].metadata
-    camera = CameraNoise(
+        gains = {iso: _fit(iso, blocks[iso], measured[iso].variance, config.flat) for iso in blocks}
+        camera = _camera(dark_shots[0].metadata, measured, gains)
+        remarks += _doubts(measured, gains, camera.white - camera.black)
+        out.parent.mkdir(parents=True, exist_ok=True)
+        picture = _draw(out, camera, measured, blocks, gains)
+        frames = frames_path(out)
+        if config.keep_frames:
+            camera = replace(camera, dark_frames=write_dark_frames(frames, kept, count))
+    write_camera(out, camera)
+    if not config.keep_frames:
+        frames.unlink(missing_ok=True)  # of an older calibration
+    return CalibrationResult(camera, picture, frames if config.keep_frames else None, tuple(remarks))
+
+
+def _camera(first: FrameMetadata, measured: dict[int, DarkNoise], gains: dict[int, Gain]) -> CameraNoise:
+    return CameraNoise(
         name=first.camera,
         black=float(np.mean(first.black)),
         white=first.white,
         by_iso={iso: _noise(iso, dark, gains) for iso, dark in measured.items()},
         sensor=Sensor(first.cfa, tuple(round(level) for level in first.black), round(first.white), first.color_matrix),
     )
-    remarks += _doubts(measured, gains, camera.white - camera.black)
-    picture = out.parent / f"{out.stem}.png"
-    image = io.BytesIO()
+
+
+def _draw(
+    out: AnyPath,
+    camera: CameraNoise,
+    measured: dict[int, DarkNoise],
+    blocks: dict[int, Blocks],
+    gains: dict[int, Gain],
+) -> AnyPath:
+    picture, image = out.parent / f"{out.stem}.png", io.BytesIO()
     draw_fits(camera.name, measured, blocks, gains).savefig(image, format="png", dpi=100)
-    out.parent.mkdir(parents=True, exist_ok=True)
     with storage.atomic_write(picture) as file:
         file.write(image.getvalue())
-    write_camera(out, camera)
-    return CalibrationResult(camera, picture, tuple(remarks))
+    return picture
 
 
 def _find(folder: str, option: str, copies: ExitStack) -> tuple[list[Path], list[Path]]:

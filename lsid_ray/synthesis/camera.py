@@ -113,6 +113,9 @@ class CameraNoise:
     by_iso: dict[int, IsoNoise]
     sensor: Sensor | None = None
     """None if unknown, as of published parameters; data sets then have SID's A7S II's levels and colors."""
+    dark_frames: str | None = None
+    """SHA-256 of the file of dark frames from which read noise, row noise and the black level's error are drawn, all
+    three together; None: from `by_iso`."""
 
     def problem(self) -> str:
         """What is impossible about the values, in one line; empty if nothing is."""
@@ -125,4 +128,6 @@ class CameraNoise:
                 return f"ISO {iso}: expected 1 to {MAX_ISO:,}"
             if problem := noise.problem():
                 return f"ISO {iso}: {problem}"
+        if self.dark_frames is not None and not self.sensor:
+            return "dark_frames without a sensor: expected its CFA"
         return self.sensor.problem() if self.sensor else ""

@@ -1,4 +1,7 @@
-"""A camera's noise as a JSON file, written by `jobs/calibrate.py`; published parameters are read too."""
+"""A camera's noise as a JSON file, written by `jobs/calibrate.py`; published parameters are read too.
+
+Dark frames that were kept are in a file of their own, see `dark_frames`.
+"""
 
 import dataclasses
 import json
@@ -21,6 +24,8 @@ _EXPECTED = "expected a file of jobs/calibrate.py, or the parameters of ELD or P
 def to_json(camera: CameraNoise) -> dict[str, Any]:
     """The content of a camera's file, as Python's json reads it back."""
     content = {"format": FORMAT, "version": VERSION} | dataclasses.asdict(camera)
+    if camera.dark_frames is None:
+        del content["dark_frames"]  # so that data sets from before there were any are known again
     return json.loads(json.dumps(content))  # tuples become lists, ISOs text
 
 

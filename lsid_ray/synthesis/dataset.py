@@ -5,6 +5,7 @@ import json
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from lsid_ray.raw.names import RAW_SUFFIXES, SPLITS
 from lsid_ray.storage import AnyPath
 from lsid_ray.synthesis.camera import CameraNoise
 from lsid_ray.synthesis.camera_file import read_camera, to_json
+from lsid_ray.synthesis.dark_frames import DarkFrames, open_dark_frames
 from lsid_ray.synthesis.noise import A7S2, short_exposure
 from lsid_ray.synthesis.photograph import A7S2_SENSOR, MIN_SIDE, PHOTO_SUFFIXES, frame_from_photograph, neutral_gains
 
@@ -63,7 +65,8 @@ class Synthesis:
     """Downscale photographs with a side longer than this, in pixels; 0 keeps their size."""
     camera: str = ""
     """Noise of your own camera: a file of jobs/calibrate.py; or FILE#NAME, a camera in the published parameters of ELD
-    or PMN as JSON. Its ISOs are drawn evenly. Default: SID's Sony A7S II, at the ISOs of SID's scenes."""
+    or PMN as JSON. Its ISOs are drawn evenly; read noise from its dark frames, if it was calibrated with --keep-frames.
+    Default: SID's Sony A7S II, at the ISOs of SID's scenes."""
 
 
 @dataclass(frozen=True)
@@ -102,9 +105,9 @@ def synthesize(
     nothing is done. The result does not depend on the order of the photographs nor on `workers` (threads; default: one
     per CPU), and the frames of a scene depend only on the seed, the options and its photograph.
     With a camera, photographs other than raw files get its sensor's levels, CFA and colors, if its file has them.
-    Raises InputError for an option out of range, a camera that cannot be read or has no gain, fewer than 3 photographs
-    (one per split), a photograph that is given twice, unreadable or below 64 pixels on a side, or an output folder with
-    other contents.
+    Raises InputError for an option out of range, a camera that cannot be read, has no gain or lacks its dark frames,
+    fewer than 3 photographs (one per split), a photograph that is given twice, unreadable, below 64 pixels on a side or
+    larger than the dark frames, or an output folder with other contents.
     """
     _check_options(config)
     out = storage.to_path(config.out)
@@ -124,12 +127,12 @@ def synthesize(
     if _already_created(out, manifest):
         return replace(result, created=False)
     storage.check_writable(out, "--out")
-    with storage.atomic_folder(out, last=MANIFEST) as partial:
+    with _open_dark_frames(config.camera, camera) as dark_frames, storage.atomic_folder(out, last=MANIFEST) as partial:
         for folder in ("short", "long"):
             (partial / folder).mkdir()
 
         def write(scene_and_photo: tuple[Scene, AnyPath]) -> None:
-            _write_scene(partial, config, camera or A7S2, *scene_and_photo)
+            _write_scene(partial, config, camera or A7S2, dark_frames, *scene_and_photo)
             on_scene(scene_and_photo[0])
 
         pool = ThreadPoolExecutor(workers or os.cpu_count())
@@ -141,7 +144,9 @@ def synthesize(
     return result
 
 
-def _write_scene(root: Path, config: Synthesis, camera: CameraNoise, scene: Scene, photo: AnyPath) -> None:
+def _write_scene(
+    root: Path, config: Synthesis, camera: CameraNoise, dark_frames: DarkFrames | None, scene: Scene, photo: AnyPath
+) -> None:
     sensor, name = (camera.sensor, camera.name) if camera.sensor else (A7S2_SENSOR, A7S2.name)
     with storage.local_copy(photo) as local_photo:
         clean = frame_from_photograph(local_photo, scene.white_balance, config.max_side, sensor, name)
@@ -152,7 +157,8 @@ def _write_scene(root: Path, config: Synthesis, camera: CameraNoise, scene: Scen
         for number in range(config.frames):
             rng = _make_rng(config.seed, scene.sha256, ratio, number)
             amplification = amplification_ratio(LONG_S, float(exposure))
-            mosaic = short_exposure(clean.mosaic, clean.black, clean.white, amplification, scene.iso, rng, camera)
+            dark = dark_frames.crop(clean, scene.iso, scene.split, rng) if dark_frames else None
+            mosaic = short_exposure(clean.mosaic, clean.black, clean.white, amplification, scene.iso, rng, camera, dark)
             short = replace(clean, mosaic=mosaic, exposure_s=float(exposure))
             _write(config, root / "short" / f"{scene.name}_{number:02d}_{exposure}s.dng", short)
 
@@ -170,6 +176,12 @@ def _read_camera(text: str) -> CameraNoise:
         isos = ", ".join(map(str, unknown))
         raise InputError(f"--camera {text}: no gain at ISO {isos}, so no shot noise; calibrate it with --flat too")
     return camera
+
+
+def _open_dark_frames(text: str, camera: CameraNoise | None) -> AbstractContextManager[DarkFrames | None]:
+    if camera is None:
+        return nullcontext()
+    return open_dark_frames(f"--camera {text}", storage.to_path(text.partition("#")[0]), camera)
 
 
 def _draw_scenes(

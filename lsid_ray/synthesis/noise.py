@@ -54,11 +54,14 @@ def short_exposure(
     iso: float,
     rng: np.random.Generator,
     camera: CameraNoise = A7S2,
+    dark: np.ndarray | None = None,
 ) -> np.ndarray:
     """Simulate what a camera at `iso` would have recorded in 1/ratio of the exposure time of `clean`.
 
     clean: (H, W) uint16 or float, DN. black: DN, per CFA position (4 or 36 values, row-major) or an array
-    that broadcasts against `clean`. white: DN. Returns (H, W) uint16 in [0, white].
+    that broadcasts against `clean`. white: DN. dark: (H, W), DN above black in the camera's range, what a dark frame
+    says (see `dark_frames`), instead of read and row noise and the black level's error. Returns (H, W) uint16 in
+    [0, white].
 
     With K the gain: Poisson((clean - black) / ratio / K) * K, plus Tukey-lambda or Gaussian read noise per sensel,
     Gaussian noise per row and one black-level error per frame; `black` is added and the sum is rounded (Wei et al.,
@@ -82,8 +85,11 @@ def short_exposure(
         rows = slice(top, top + _BLOCK_ROWS)
         above_black = np.maximum(clean[rows] - levels[rows], 0)
         dn = rng.poisson(above_black / (ratio * noise.gain * range_scale)) * noise.gain
-        dn += _read_noise(dn.shape, noise, rng)
-        dn += rng.normal(0, noise.row_sigma, (len(dn), 1)) + frame_error
+        if dark is None:
+            dn += _read_noise(dn.shape, noise, rng)
+            dn += rng.normal(0, noise.row_sigma, (len(dn), 1)) + frame_error
+        else:
+            dn += dark[rows]
         short[rows] = np.rint(dn * range_scale + levels[rows]).clip(0, white)
     return short
 
