@@ -14,6 +14,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import read_raw
 from lsid_ray.raw.mosaic import BAYER_PHASES
+from lsid_ray.raw.render import read_and_render, upright
 from lsid_ray.synthesis.camera import CameraNoise, IsoNoise, Sensor
 from lsid_ray.synthesis.camera_file import read_camera, write_camera
 from lsid_ray.synthesis.dark_frames import open_dark_frames, write_dark_frames
@@ -167,6 +168,20 @@ def test_a_signal_below_one_step_is_not_lost_and_noise_is_scaled_to_another_rang
     assert quarter.mean() - 150 == pytest.approx(10.0, abs=0.01)
 
 
+def test_an_upright_photograph_is_recorded_on_its_side_as_the_camera_would(camera_file, tmp_path):
+    """Darker towards the top; higher than the sensor is, but not than it is wide."""
+    (tmp_path / "photos").mkdir()
+    for number in range(3):
+        pixels = np.repeat(np.linspace(20, 220, 180).astype(np.uint8), 100 * 3).reshape(180, 100, 3) + number
+        Image.fromarray(pixels.astype(np.uint8)).save(tmp_path / "photos" / f"{number}.png")
+    synthesized(camera_file, tmp_path / "photos")
+    for path in (tmp_path / "data" / "long").iterdir():
+        frame, image = read_and_render(path)
+        assert frame.mosaic.shape == (100, 180)
+        brightness = upright(image, frame.orientation).mean(axis=(1, 2))
+        assert len(brightness) == 180 and np.corrcoef(brightness, np.arange(180))[0, 1] > 0.98
+
+
 def refused(camera_file: Path, photos: Path, match: str, **changes) -> None:
     before = sorted(camera_file.parent.iterdir())
     with pytest.raises(InputError, match=match) as caught:
@@ -206,11 +221,13 @@ def test_a_camera_with_an_iso_that_has_no_dark_frames_is_refused(camera_file, tm
 
 
 def test_photographs_that_the_dark_frames_cannot_serve_are_refused(camera_file, tmp_path):
-    photos = gray_photos(tmp_path / "photos", 0, 1, 2, size=(160, 100))
+    photos = gray_photos(tmp_path / "photos", 0, 1, 2, size=(200, 100))
     refused(
-        camera_file, photos, r"\.png: 160x100 pixels, but the dark frames .* have 150x190; use --max-side 148 or less"
+        camera_file,
+        photos,
+        r"\.png: 100x200 pixels, but the dark .* 150x190; it fits with --max-side 188, and one of any shape with 148",
     )
-    assert synthesized(camera_file, photos, max_side=148)
+    assert synthesized(camera_file, photos, max_side=188)
     for photo in photos.iterdir():
         photo.unlink()
     for seed in range(3):

@@ -12,6 +12,7 @@ ISO_black, (N, 4) or (N, 36), their black levels by CFA position in DN.
 """
 
 import hashlib
+import math
 import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -91,9 +92,12 @@ class DarkFrames:
         first = [(wanted - phase) % period for wanted, phase in phases]
         spaces = [side - size - start for side, size, start in zip(frame.shape, shape, first, strict=True)]
         if min(spaces) < 0:
+            scale = min((side - period) / size for side, size in zip(frame.shape, shape, strict=True))
+            fitting = math.floor(scale * max(shape))
             raise InputError(
                 f"{clean.source}: {shape[0]}x{shape[1]} pixels, but the dark frames of {self.camera.name} have "
-                f"{frame.shape[0]}x{frame.shape[1]}; use --max-side {min(frame.shape) - period} or less"
+                f"{frame.shape[0]}x{frame.shape[1]}; it fits with --max-side {fitting}, and one of any "
+                f"shape with {min(frame.shape) - period}"
             )
         top, left = (
             start + period * int(rng.integers(space // period + 1)) for start, space in zip(first, spaces, strict=True)

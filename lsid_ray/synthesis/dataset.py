@@ -149,7 +149,8 @@ def _write_scene(
 ) -> None:
     sensor, name = (camera.sensor, camera.name) if camera.sensor else (A7S2_SENSOR, A7S2.name)
     with storage.local_copy(photo) as local_photo:
-        clean = frame_from_photograph(local_photo, scene.white_balance, config.max_side, sensor, name)
+        on_its_side = dark_frames is not None  # their rows are those of the sensor
+        clean = frame_from_photograph(local_photo, scene.white_balance, config.max_side, sensor, name, on_its_side)
     clean = replace(clean, iso=float(scene.iso), exposure_s=LONG_S)
     _write(config, root / "long" / f"{scene.name}_00_{LONG_S:g}s.dng", clean)
     for ratio in config.ratios:

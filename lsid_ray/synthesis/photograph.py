@@ -30,14 +30,17 @@ def frame_from_photograph(
     max_side: int = 0,
     sensor: Sensor = A7S2_SENSOR,
     camera: str = "SONY ILCE-7SM2",
+    on_its_side: bool = False,
 ) -> RawFrame:
     """Convert a photograph to a well-exposed, noise-free raw frame.
 
     A raw file is used as it is. Any other file becomes what a camera with `sensor` would have recorded: linear sRGB,
     converted to camera RGB by the inverse of LibRaw's color conversion, divided by the gains of R and B, sampled by its
     CFA. LibRaw's rendering of the frame then looks like the photograph. With a `max_side`, a photograph with a longer
-    side is downscaled by area averaging. Raises InputError if the file is unreadable or a side is below 64
-    pixels, of a photograph for an X-Trans sensor below 512.
+    side is downscaled by area averaging. With `on_its_side`, one that is higher than wide is recorded as by a camera
+    held upright: rows of the sensor are columns of the photograph.
+    Raises InputError if the file is unreadable or a side is below 64 pixels, of a photograph for an X-Trans sensor
+    below 512.
     """
     if path.suffix.lower() in PHOTO_SUFFIXES:
         rgb = linear_rgb(path)
@@ -46,7 +49,10 @@ def frame_from_photograph(
             rgb = area_mean(rgb, *_downscaled_size(*rgb.shape[:2], max_side))
         if layout_of(sensor.cfa) == XTRANS:
             _check_size(path, *rgb.shape[:2], MIN_XTRANS_SIDE)
-        frame = _sample_mosaic(rgb, white_balance, sensor, camera, path.name)
+        turned = on_its_side and rgb.shape[0] > rgb.shape[1]
+        frame = _sample_mosaic(np.rot90(rgb) if turned else rgb, white_balance, sensor, camera, path.name)
+        if turned:
+            frame = replace(frame, orientation=6)
     else:
         frame = read_raw(path)
         if 0 < max_side < max(frame.mosaic.shape):
