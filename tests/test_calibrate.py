@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import shutil
 import subprocess
 import sys
@@ -278,6 +279,22 @@ def test_poor_fits_are_remarked_upon(copy: Path):
     assert "variances of the flat frames scatter" in remarks[0]
     assert "DN from the file's black level" in remarks[1]
     assert "hardly a Tukey-lambda distribution" in remarks[2]
+
+
+def test_noise_that_the_model_lacks_is_remarked_upon_unless_the_frames_are_kept(copy: Path):
+    """Bands of 16 rows and columns, both different in each frame."""
+    rng = np.random.default_rng(3)
+    for path in (copy / "dark").iterdir():
+        bands = 0.8 * np.sin(2 * np.pi * (np.arange(SIZE[0])[:, None] / 16 + rng.random()))
+        change(path, lambda mosaic, bands=bands: np.rint(mosaic + bands + rng.normal(0, 0.5, SIZE[1])))
+    config = Calibration(str(copy / "dark"), str(copy / "camera.json"))
+    (remark,) = calibrate(config).remarks
+    assert re.fullmatch(
+        r"ISO 200: banding \(rows are correlated, up to -?0\.\d\d\) and noise that columns share \(their means vary "
+        r"[\d.]+ times as much\), which the model lacks; --keep-frames 16 draws it from dark frames",
+        remark,
+    )
+    assert calibrate(replace(config, keep_frames=4)).remarks == ()
 
 
 def test_frames_of_x_trans_are_measured_too(tmp_path: Path):

@@ -45,6 +45,7 @@ MAX_BLACK_ERROR = 3e-4  # of the range, 5 DN of 14 bits; more, if it is also mor
 MIN_SIGNIFICANCE = 3.0  # of a gain, in standard errors
 MIN_VARIANCE = 0.01  # of a sensel from dark frame to dark frame, DN^2; rounding alone adds 0.08 to real noise
 MIN_PPCC = 0.995  # less is remarked upon
+MAX_ROW_CORRELATION, MAX_COLUMN_EXCESS = 0.3, 2.0  # more is remarked upon
 
 Progress = Callable[[int, int], None]
 
@@ -114,6 +115,8 @@ def calibrate(config: Calibration, progress: Progress = lambda done, total: None
         gains = {iso: _fit(iso, blocks[iso], measured[iso].variance, config.flat) for iso in blocks}
         camera = _camera(dark_shots[0].metadata, measured, gains)
         remarks += _doubts(measured, gains, camera.white - camera.black)
+        if not config.keep_frames:
+            remarks += _missing_in_the_model(measured)
         out.parent.mkdir(parents=True, exist_ok=True)
         picture = _draw(out, camera, measured, blocks, gains)
         frames = frames_path(out)
@@ -273,3 +276,18 @@ def _doubts(darks: dict[int, DarkNoise], gains: dict[int, Gain], full_range: flo
         if dark.ppcc < MIN_PPCC or min(abs(dark.read_lambda - end) for end in LAMBDAS) < 0.01:
             doubts.append(f"ISO {iso}: read noise is hardly a Tukey-lambda distribution (correlation {dark.ppcc:.4f})")
     return doubts
+
+
+def _missing_in_the_model(darks: dict[int, DarkNoise]) -> list[str]:
+    remarks = []
+    for iso, dark in darks.items():
+        found = []
+        if abs(dark.row_correlation) > MAX_ROW_CORRELATION:
+            found.append(f"banding (rows are correlated, up to {dark.row_correlation:.2f})")
+        if dark.column_excess > MAX_COLUMN_EXCESS:
+            found.append(f"noise that columns share (their means vary {dark.column_excess:.1f} times as much)")
+        if found:
+            remarks.append(
+                f"ISO {iso}: {' and '.join(found)}, which the model lacks; --keep-frames 16 draws it from dark frames"
+            )
+    return remarks

@@ -13,6 +13,7 @@ from lsid_ray.synthesis.noise import tukey_lambda_quantile
 ROUNDING = 1 / 12  # variance of rounding to integers
 LAMBDAS = (-0.4, 0.5)  # that are searched; ELD's and PMN's cameras have -0.26 to 0.2, a Gaussian has 0.135
 STRIPS, STRIP_LAMBDAS = 8, 0.05  # strips are fitted on their own, near the fit, for the standard errors
+MAX_LAG = 64  # rows
 MAX_QUANTILES, SENSELS_PER_QUANTILE = 20_000, 50
 _BINS, _BINS_PER_SCALE = 1 << 13, 32  # of a density: 128 scales to either side of the middle
 _LOWER = np.concatenate(([0.0], np.geomspace(1e-9, 0.01, 2000), np.linspace(0.01, 0.5, 1000)[1:]))  # fine in the tail
@@ -37,6 +38,10 @@ class DarkNoise:
     """(2, n): of the read noise of the model, and as measured."""
     rows: np.ndarray
     """(frames * rows,): mean of each row, without the fixed pattern."""
+    row_correlation: float
+    """The largest correlation, by magnitude, of rows up to 64 apart: of banding. 0 in the model."""
+    column_excess: float
+    """Variance of the means of columns over frames, relative to what read noise leaves there; 1 in the model."""
     rows_sigma: float
     """Standard deviation of `rows` in the model: row noise, and what a row's mean keeps of read noise."""
 
@@ -91,6 +96,8 @@ def measure_dark(frames: np.ndarray, means: np.ndarray, height: int) -> DarkNois
         ppcc=ppcc,
         quantiles=quantiles,
         rows=rows.ravel(),
+        row_correlation=_largest_correlation(rows),
+        column_excess=float(frames.mean(axis=1, dtype=np.float64).var()) * strip_height / read_variance,
         rows_sigma=math.sqrt(row_variance + read_variance / width),
     )
 
@@ -98,6 +105,13 @@ def measure_dark(frames: np.ndarray, means: np.ndarray, height: int) -> DarkNois
 def _error_of_root(error: float, variance: float) -> float:
     """The standard error of a standard deviation, from that of its variance; if that may be 0, of what it may be."""
     return error / (2 * math.sqrt(variance)) if variance > error else math.sqrt(error)
+
+
+def _largest_correlation(rows: np.ndarray) -> float:
+    """Of the means of rows, (N, h), with those up to MAX_LAG further down."""
+    lags = range(1, min(MAX_LAG, rows.shape[1] // 2) + 1)
+    products = [float((rows[:, lag:] * rows[:, :-lag]).mean()) for lag in lags]
+    return max(products, key=abs) / float((rows**2).mean())
 
 
 def _fit_read_noise(
