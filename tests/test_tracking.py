@@ -1,15 +1,19 @@
 """Runs in MLflow and W&B: what metrics.jsonl has is there, once, after a kill too; one that fails ends nothing."""
 
 import json
+import re
 import struct
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
 from lsid_ray.config.schema import Experiment
+from lsid_ray.errors import InputError
+from lsid_ray.train import tracker as tracker_module
 from lsid_ray.train import tracking as tracking_module
 from lsid_ray.train.events import Event
 from lsid_ray.train.tracker import Point, Tracker, check_tracker, parse_tracker
@@ -237,6 +241,125 @@ def test_wandb_has_the_run_offline_and_a_resumed_one_continues_it(folder: Path, 
         [{"train/l1": 0.5, "step": 2}, {"validation/psnr_db": 20.0, "step": 2}],
         [{"train/l1": 0.25, "step": 4}],
     )
+
+
+class WandbServer(ThreadingHTTPServer):
+    """As much of W&B's server as its package (0.31) asks for: runs with the rows that were sent, and how they ended."""
+
+    def __init__(self) -> None:
+        super().__init__(("127.0.0.1", 0), _WandbRequest)
+        self.runs: dict[str, dict] = {}
+        threading.Thread(target=self.serve_forever, daemon=True).start()
+
+    def answer(self, query: str, variables: dict) -> dict:
+        name, entity = variables.get("name"), {"id": "e", "name": "someone"}
+        if "viewer" in query:
+            teams = {"edges": []}
+            return {"viewer": {"id": "v", "entity": "someone", "username": "someone", "flags": "{}", "teams": teams}}
+        if "upsertBucket" in query:
+            run = self.runs.setdefault(name, {"group": variables["groupName"], "rows": [], "ends": []})
+            project = {"id": "p", "name": variables["project"], "entity": entity}
+            bucket = {"id": name, "name": name, "displayName": "demo", "config": "{}", "project": project}
+            return {"upsertBucket": {"bucket": {**bucket, "historyLineCount": len(run["rows"])}, "inserted": True}}
+        if "historyTail" in query:
+            bucket = None
+            if run := self.runs.get(name):
+                counts = {"historyLineCount": len(run["rows"]), "eventsLineCount": 0, "logLineCount": 0}
+                tails = {"historyTail": json.dumps([json.dumps(run["rows"][-1])]), "eventsTail": "[]"}
+                texts = {"summaryMetrics": "{}", "config": "{}", "wandbConfig": '{"t": 1}', "displayName": "demo"}
+                bucket = {"name": name, "tags": [], **counts, **tails, **texts}
+            return {"model": {"id": "p", "name": variables["project"], "entity": entity, "bucket": bucket}}
+        if "createRunFiles" in query:
+            address = f"http://127.0.0.1:{self.server_port}/file"
+            files = [{"name": file, "uploadUrl": address} for file in variables["files"]]
+            return {"createRunFiles": {"runID": "r", "uploadHeaders": [], "files": files}}
+        return {}
+
+    def stream(self, name: str, content: dict) -> None:
+        run = self.runs[name]
+        if history := content.get("files", {}).get("wandb-history.jsonl"):
+            run["rows"][history["offset"] :] = map(json.loads, history["content"])
+        if "exitcode" in content:
+            run["ends"].append(content["exitcode"])
+
+
+class _WandbRequest(BaseHTTPRequestHandler):
+    server: WandbServer
+
+    def do_POST(self) -> None:
+        content, reply = self.rfile.read(int(self.headers["Content-Length"])), {}
+        if self.path.endswith("/graphql"):
+            request = json.loads(content)
+            reply = {"data": self.server.answer(request["query"], request.get("variables") or {})}
+        elif self.path.endswith("/file_stream"):
+            self.server.stream(self.path.split("/")[-2], json.loads(content))
+        body = json.dumps(reply).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    do_PUT = do_POST
+
+    def log_message(self, *arguments: object) -> None:
+        """Nothing."""
+
+
+@pytest.fixture
+def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
+    wandb = pytest.importorskip("wandb")
+    wandb.teardown()
+    server = WandbServer()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.setenv("WANDB_BASE_URL", f"http://127.0.0.1:{server.server_port}")
+    monkeypatch.setenv("WANDB_API_KEY", "0" * 40)
+    monkeypatch.setattr(tracking_module, "SEND_S", 0.1)
+    yield server
+    server.shutdown()
+    server.server_close()
+    wandb.teardown()
+
+
+def test_wandb_has_the_run_online_and_a_resumed_one_continues_it(folder: Path, wandb_server: WandbServer):
+    tracker = parse_tracker("wandb:photographs", group="a-sweep")
+    check_tracker(tracker)
+    with tracking(tracker, folder, Experiment("demo"), lambda event: None) as on_event:
+        on_event(train_event(2, 0.5))
+    with (
+        pytest.raises(KeyboardInterrupt),
+        tracking(tracker, folder, Experiment("demo"), lambda event: None) as on_event,
+    ):
+        on_event(train_event(4, 0.25))
+        raise KeyboardInterrupt
+    ((name, run),) = wandb_server.runs.items()
+    assert (run["group"], run["ends"]) == ("a-sweep", [0, 130])
+    rows = [{key: value for key, value in row.items() if key in ("_step", "step", "train/l1")} for row in run["rows"]]
+    assert rows == [{"_step": 0, "step": 2, "train/l1": 0.5}, {"_step": 1, "step": 4, "train/l1": 0.25}]
+    assert json.loads((folder / STATE).read_text())[tracker.option] == {"run": name, "sent": {"train": 4}}
+
+
+def test_a_wandb_server_that_is_gone_at_the_end_holds_the_run_up_only_briefly(
+    folder: Path, wandb_server: WandbServer, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(tracker_module, "UPLOAD_S", 1)
+    said: list[Event] = []
+    tracker = parse_tracker("wandb:photographs")
+    with tracking(tracker, folder, Experiment("demo"), said.append) as on_event:
+        wait_for(lambda: said)
+        wandb_server.shutdown()
+        wandb_server.server_close()
+        on_event(train_event(2, 0.5))
+        began = time.monotonic()
+    assert time.monotonic() - began < 10
+    sync = rf"wandb sync --include-online {folder}/wandb/run-\w+-\w+"
+    assert re.fullmatch(rf"{tracker.option}: not all was uploaded within 1 s; do it with {sync}", said[-1]["message"])
+
+
+def test_wandb_that_logs_nothing_is_refused(monkeypatch: pytest.MonkeyPatch):
+    pytest.importorskip("wandb").teardown()
+    monkeypatch.setenv("WANDB_MODE", "disabled")
+    with pytest.raises(InputError, match=r"^--track wandb:p: WANDB_MODE is disabled; expected online or offline$"):
+        check_tracker(parse_tracker("wandb:p"))
 
 
 def read_wandb(file: Path) -> tuple:

@@ -13,7 +13,7 @@ from lsid_ray.config.schema import Experiment
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 
-CHECK_S = 10  # that W&B waits for its server
+UPLOAD_S = 20  # that W&B waits at the end of a run for what it has not uploaded; less than `tracking.END_S`
 MLFLOW_EXPERIMENT = "lsid-ray"  # of single runs; the trials of a sweep are in one with its name
 PACKAGES = {"mlflow": "mlflow-skinny", "wandb": "wandb"}
 EXIT_CODES = {"FINISHED": 0, "FAILED": 1, "KILLED": 130}  # for W&B, by MLflow's names of how a run ends
@@ -66,12 +66,22 @@ def check_tracker(tracker: Tracker | None) -> None:
         if tracker.kind == "mlflow":
             _mlflow_experiment(_mlflow_client(tracker), tracker)
         else:
-            import wandb
-
-            if wandb.setup().settings.mode == "online":
-                wandb.login(verify=True, timeout=CHECK_S)
+            _check_wandb(tracker)
+    except InputError:
+        raise
     except Exception as error:  # of many kinds, and not only the package's own
         raise InputError(f"{tracker.option}: {reason(error)}") from None
+
+
+def _check_wandb(tracker: Tracker) -> None:
+    import wandb
+
+    mode = wandb.setup().settings.mode
+    if mode == "disabled":
+        raise InputError(f"{tracker.option}: WANDB_MODE is {mode}; expected online or offline")
+    # On a terminal it asks for a key that is not configured. Without `force` it also offers to log nothing.
+    if mode not in ("offline", "dryrun") and not wandb.login(verify=True, force=True):
+        raise InputError(f"{tracker.option}: no API key; expected one in WANDB_API_KEY, or from wandb login")
 
 
 @dataclass(frozen=True)
@@ -111,8 +121,10 @@ class MLflowRun:
         for first in range(0, len(metrics), 1000):  # the most that a request may have
             self.client.log_batch(self.id, metrics=metrics[first : first + 1000])
 
-    def close(self, status: str) -> None:
+    def close(self, status: str) -> str:
+        """End the run; returns what is to be said, if anything."""
         self.client.set_terminated(self.id, status)
+        return ""
 
 
 class WandbRun:
@@ -133,18 +145,25 @@ class WandbRun:
             config=asdict(experiment),
             dir=folder if isinstance(folder, Path) else None,
             reinit="create_new",
-            settings=wandb.Settings(console="off", silent=True),
+            settings=wandb.Settings(
+                console="off", silent=True, finish_timeout=UPLOAD_S, finish_timeout_raises=True
+            ),  # without a limit it waits for its server for ever, at the end of the process too
         )
         self.run.define_metric("*", step_metric="step")  # W&B's own step cannot go back, as that of a resumed run does
-        folder = Path(self.run.dir).parent
-        self.where = f"{folder}, to upload with wandb sync" if self.run.offline else self.run.url
+        self.folder = Path(self.run.dir).parent
+        self.where = f"{self.folder}, to upload with wandb sync" if self.run.offline else self.run.url
 
     def log(self, points: list[Point]) -> None:
         for point in points:
             self.run.log({**point.values, "step": point.step})
 
-    def close(self, status: str) -> None:
-        self.run.finish(exit_code=EXIT_CODES[status])
+    def close(self, status: str) -> str:
+        """End the run; returns what is to be said, if anything."""
+        try:
+            self.run.finish(exit_code=EXIT_CODES[status])
+        except TimeoutError:
+            return f"not all was uploaded within {UPLOAD_S} s; do it with wandb sync --include-online {self.folder}"
+        return ""
 
 
 def open_run(tracker: Tracker, run_id: str | None, experiment: Experiment, folder: AnyPath) -> MLflowRun | WandbRun:

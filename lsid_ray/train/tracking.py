@@ -82,8 +82,8 @@ class _Sender:
             events = [self.events.get() for _ in range(self.events.qsize())]
             try:
                 self._send([*read_events(self.folder), *events] if read_log or ended else events)
-                if ended:
-                    self.run.close(self.status)
+                if ended and (message := self.run.close(self.status)):
+                    self.on_event({"kind": "warning", "message": f"{self.tracker.option}: {message}"})
                 read_log = any(event["kind"] == "start" for event in events)  # it is then written anew, in a moment
                 failed = False
             except Exception as error:  # of many kinds; none may end the run
