@@ -35,6 +35,18 @@ def test_of_dark_and_bright_frames_nothing_is_said(cfa: str) -> None:
     assert oddities(with_sensels(dark(cfa), 0.1, 16383)) == "", "lamps in the night"
 
 
+def test_of_greens_that_differ_by_chance_nothing_is_said() -> None:
+    """Of 40 frames with the noise of a high ISO, the means of some differ by more than a DN."""
+    differ = 0
+    for seed in range(40):
+        mosaic = np.random.default_rng(seed).normal(520, 40, (240, 240)).round().astype(np.uint16)
+        frame = make_frame(mosaic=mosaic, black=(512.0,) * 4)
+        greens = [mosaic[y::6, x::6].mean() for y, x in ((0, 1), (1, 0))]
+        differ += abs(greens[0] - greens[1]) > 2
+        assert oddities(frame) == ""
+    assert differ >= 3
+
+
 def test_of_synthetic_and_real_files_nothing_is_said(data_root: Path) -> None:
     files = [*data_root.glob("*/*.dng"), *(path for path in CAMERA_FILES.glob("*") if path.suffix in (".dng", ".ARW"))]
     assert len(files) >= 15 and [oddities(read_raw(path)) for path in files] == [""] * len(files)

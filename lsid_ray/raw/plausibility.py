@@ -13,6 +13,7 @@ MAX_CLIPPED = 0.25
 MAX_ZEROS, MIN_BLACK = 1e-3, 16.0  # noise does not get from such a black level to 0
 MIN_HOLE = 8  # sensels side by side; dead ones lie apart, or in a column
 MAX_GREEN_DIFFERENCE, MIN_GREEN_DIFFERENCE = 0.1, 1.0  # of the signal; DN
+GREEN_SIGNIFICANCE = 4.0  # standard errors; at high ISO the means of noise differ, too
 
 
 def oddities(frame: RawFrame) -> str:
@@ -45,10 +46,13 @@ def oddities(frame: RawFrame) -> str:
             found.append(f"{zeros:,} of its sensels, up to {longest:,} side by side, are {but}")
         elif zeros > MAX_ZEROS * size:
             found.append(f"{zeros / size:.1%} of its sensels are {but}")
-    greens = [float(values.mean()) - black for color, black, values in parts if color == "G"]
-    if len(greens) == 2:
+    of_green = [(values, black) for color, black, values in parts if color == "G"]
+    if len(of_green) == 2:
+        greens = [float(values.mean()) - black for values, black in of_green]
         difference, signal = abs(greens[0] - greens[1]), sum(greens) / 2
-        if difference > max(MAX_GREEN_DIFFERENCE * abs(signal), MIN_GREEN_DIFFERENCE):
+        error = math.sqrt(sum(float(values.var()) / values.size for values, _ in of_green))
+        limits = MAX_GREEN_DIFFERENCE * abs(signal), MIN_GREEN_DIFFERENCE, GREEN_SIGNIFICANCE * error
+        if difference > max(limits):
             found.append(f"its two greens differ by {difference:.1f} DN at a signal of {signal:.1f}")
     return "; ".join(found)
 
