@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import runpy
 import shutil
 import subprocess
 import sys
@@ -23,10 +24,11 @@ from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.synthesis.calibrate import Calibration, CalibrationResult, calibrate, interpolate_gain
 from lsid_ray.synthesis.camera import CameraNoise, IsoNoise
 from lsid_ray.synthesis.camera_file import read_camera
+from lsid_ray.synthesis.dark_frames import open_dark_frames
 from lsid_ray.synthesis.dark_noise import measure_dark
 from lsid_ray.synthesis.noise import short_exposure
 
-JOB = Path(__file__).resolve().parents[1] / "jobs" / "calibrate.py"
+JOBS = Path(__file__).resolve().parents[1] / "jobs"
 SIZE = (256, 384)
 BLACK, WHITE = (600.0, 601.0, 602.0, 601.0), 16383.0
 TRUTH = CameraNoise(
@@ -315,13 +317,40 @@ def test_frames_of_x_trans_are_measured_too(tmp_path: Path):
     assert standard_deviation(camera.by_iso[800]) == pytest.approx(6.0, rel=0.02)
 
 
-def test_the_job_prints_a_line_per_iso_and_a_mistake_is_one_line(copy: Path):
-    command = [sys.executable, JOB, "--dark", copy / "dark", "--out", copy / "camera.json"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    line = "NIKON TEST, in DN from black 601 to white 16383:\nISO 200: gain unknown; read noise: lambda -0.1"
-    assert line in done.stdout
-    assert "without --flat the gain is unknown" in done.stdout
-    command[-1] = copy / "camera.txt"
+def test_the_page_leads_from_frames_to_a_data_set_that_a_run_takes(
+    copy: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+):
+    """The commands of jobs/README.md as they stand there; training with --dry-run, and nothing is enhanced."""
+    section = (JOBS / "README.md").read_text().partition("\n## Your own camera\n")[2]
+    block = re.search(r"```bash\n(.*?)```", section, re.DOTALL)[1]
+    commands = [line.partition("#")[0].split() for line in block.splitlines()]
+    jobs = ["calibrate", "synthesize", "pack", "train", "enhance"]
+    assert [command[:2] for command in commands] == [["python", f"jobs/{job}.py"] for job in jobs]
+    for path in sorted((copy / "dark").iterdir())[6:]:
+        path.unlink()
+    home = copy / "home"
+    (home / "photographs").mkdir(parents=True)
+    (home / "d750").symlink_to(copy)
+    for gray in range(3):
+        Image.new("RGB", (150, 100), (90 + gray,) * 3).save(home / "photographs" / f"{gray}.png")
+
+    def run(job: str, *more: str) -> str:
+        words = [word.replace("~", str(home)) for word in commands[jobs.index(job)][2:]]
+        monkeypatch.setattr(sys, "argv", [f"{job}.py", *words, *more])
+        runpy.run_path(str(JOBS / f"{job}.py"), run_name="__main__")
+        return capsys.readouterr().out
+
+    monkeypatch.chdir(copy)
+    assert "NIKON TEST, in DN from black 601 to white 16383:\nISO 200: gain 0.5" in run("calibrate")
+    assert "3 scenes, 9 short exposures" in run("synthesize")
+    run("pack", "--count", "1")
+    assert (copy / "preview.png").stat().st_size > 10_000
+    assert json.loads(run("train", "--dry-run"))["data"]["root"] == str(home / "data" / "d750")
+    assert commands[-1][2] == "runs/d750/best", "of the run before"
+
+
+def test_a_mistake_in_the_command_line_is_one_line(copy: Path):
+    command = [sys.executable, JOBS / "calibrate.py", "--dark", copy / "dark", "--out", copy / "camera.txt"]
     wrong = subprocess.run(command, capture_output=True, text=True)
     assert wrong.returncode == 2
     assert wrong.stderr == f"error: --out {copy / 'camera.txt'}: expected the name of a file that ends in .json\n"
@@ -338,6 +367,9 @@ def test_every_parameter_has_a_standard_error(calibrated: Calibrated):
 def test_frames_and_file_may_be_in_an_object_store(copy: Path, store: Store):
     for path in sorted((copy / "dark").iterdir())[:4]:
         storage.copy_file(path, storage.to_path(f"s3://bucket/test/dark/{path.name}"))
-    result = calibrate(Calibration("s3://bucket/test/dark", "s3://bucket/test/camera.json"))
-    assert read_camera("s3://bucket/test/camera.json") == result.camera
+    out = "s3://bucket/test/camera.json"
+    result = calibrate(Calibration("s3://bucket/test/dark", out, keep_frames=4))
+    assert read_camera(out) == result.camera
+    with open_dark_frames("--camera", storage.to_path(out), result.camera) as frames:
+        assert frames.black[200].shape == (4, 4)
     assert storage.to_path("s3://bucket/test/camera.png").stat().st_size > 10_000
