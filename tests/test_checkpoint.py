@@ -155,6 +155,13 @@ def test_a_folder_with_a_missing_file_is_not_a_checkpoint(name: str, tmp_path: P
         load_generator(tmp_path)
 
 
+def test_the_folder_of_a_run_is_refused_with_its_best_checkpoint(tmp_path: Path):
+    (tmp_path / "best").mkdir()
+    save(tmp_path / "best", small())
+    with pytest.raises(InputError, match=r"expected generator\.safetensors in it, as in .*/best$"):
+        load_generator(tmp_path)
+
+
 def test_a_folder_whose_name_is_not_utf8_is_refused_as_such(tmp_path: Path):
     with pytest.raises(InputError, match="its name is not UTF-8"):
         load_generator(tmp_path / "a\udcffb")

@@ -77,7 +77,9 @@ def load_generator(folder: str | AnyPath) -> tuple[Generator, Experiment]:
         raise InputError(f"{folder}: its name is not UTF-8; expected one that is")
     for path in (weights, description):
         if not path.is_file():
-            missing = f"{folder} is not a checkpoint: expected {path.name} in it"
+            best = folder / "best"  # of the folder of a run
+            hint = f", as in {best}" if (best / path.name).is_file() else ""
+            missing = f"{folder} is not a checkpoint: expected {path.name} in it{hint}"
             raise InputError(f"{path}: not a file" if path.exists() else missing)
     experiment = from_json(description.read_bytes(), str(description))
     try:

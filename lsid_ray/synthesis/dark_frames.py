@@ -132,7 +132,7 @@ def open_dark_frames(option: str, camera_file: AnyPath, camera: CameraNoise) -> 
         yield None
         return
     path = frames_path(camera_file)
-    expected = "expected the file that jobs/calibrate.py has written with it; calibrate again"
+    expected = "expected the file that jobs/calibrate.py has written beside it; keep both together, or calibrate again"
     if not path.is_file():
         raise InputError(f"{option}: its dark frames, {path}, are missing; {expected}")
     with storage.local_copy(path) as local:
