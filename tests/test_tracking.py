@@ -1,6 +1,7 @@
 """Runs in MLflow and W&B: what metrics.jsonl has is there, once, after a kill too; one that fails ends nothing."""
 
 import json
+import os
 import re
 import struct
 import threading
@@ -323,6 +324,7 @@ def wandb_server(monkeypatch: pytest.MonkeyPatch) -> Iterator[WandbServer]:
 def test_wandb_has_the_run_online_and_a_resumed_one_continues_it(folder: Path, wandb_server: WandbServer):
     tracker = parse_tracker("wandb:photographs", group="a-sweep")
     check_tracker(tracker)
+    assert "WANDB_SERVICE" not in os.environ, "trials have a service of their own"
     with tracking(tracker, folder, Experiment("demo"), lambda event: None) as on_event:
         on_event(train_event(2, 0.5))
     with (

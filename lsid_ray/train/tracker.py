@@ -82,6 +82,9 @@ def _check_wandb(tracker: Tracker) -> None:
     # On a terminal it asks for a key that is not configured. Without `force` it also offers to log nothing.
     if mode not in ("offline", "dryrun") and not wandb.login(verify=True, force=True):
         raise InputError(f"{tracker.option}: no API key; expected one in WANDB_API_KEY, or from wandb login")
+    # Or the trials of a local cluster would inherit it and share this process's service: with one run from a killed
+    # trial and from the one that takes its place, and none if this process ends first.
+    os.environ.pop("WANDB_SERVICE", None)
 
 
 @dataclass(frozen=True)
