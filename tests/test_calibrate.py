@@ -7,7 +7,7 @@ import runpy
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from scipy import stats
 from test_dng import XTRANS, make_frame
 
 from lsid_ray import storage
+from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
 from lsid_ray.raw.frame import RawFrame, read_raw
 from lsid_ray.synthesis.calibrate import Calibration, CalibrationResult, calibrate, interpolate_gain
@@ -74,6 +75,12 @@ def write_frames(folder: Path, isos: Iterable[int]) -> None:
             for number in range(2):
                 path = folder / "flat" / f"{iso}_{exposure_s}_{number}.dng"
                 write_dng(path, capture(iso, flat(share), rng, exposure_s))
+
+
+def change(path: Path, edit: Callable[[np.ndarray], np.ndarray], **metadata) -> None:
+    frame = read_raw(path)
+    mosaic = edit(frame.mosaic.astype(float)).clip(0, frame.white).astype(np.uint16)
+    write_dng(path, replace(frame, mosaic=mosaic, **metadata))
 
 
 @pytest.fixture(scope="module")

@@ -2,18 +2,16 @@
 
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
-from test_calibrate import SIZE, WHITE, capture, flat, write_frames
+from test_calibrate import SIZE, WHITE, capture, change, flat, write_frames
 from test_dng import make_frame
 
 from lsid_ray.errors import InputError
 from lsid_ray.raw.dng import write_dng
-from lsid_ray.raw.frame import read_raw
 from lsid_ray.synthesis.calibrate import Calibration, calibrate
 
 
@@ -40,12 +38,6 @@ def refused(folder: Path, match: str, flat: bool = True) -> None:
         calibrate(config)
     assert "\n" not in str(caught.value)
     assert not list(folder.glob("camera*")) and not list(folder.glob(".*"))
-
-
-def change(path: Path, edit: Callable[[np.ndarray], np.ndarray], **metadata) -> None:
-    frame = read_raw(path)
-    mosaic = edit(frame.mosaic.astype(float)).clip(0, frame.white).astype(np.uint16)
-    write_dng(path, replace(frame, mosaic=mosaic, **metadata))
 
 
 def leak(strength: float) -> Callable[[np.ndarray], np.ndarray]:
