@@ -39,6 +39,8 @@ class Enhance:
     """Replace existing images."""
     memory_gb: float = MEMORY_BYTES / 2**30
     """GiB of working memory for the prediction of one frame, besides the frame itself."""
+    self_ensemble: bool = False
+    """Average the predictions of the frame in all eight orientations (flips, transpose): eight times the time."""
     use_gpu: bool = False
     """Enhance on GPUs, one file per GPU at a time, instead of on CPUs."""
 
@@ -49,7 +51,11 @@ def main() -> None:
     amplification = Amplification.parse(options.ratio)
     if not options.inputs:
         raise InputError("no raw file given: expected files or folders after the checkpoint")
-    memory_bytes = memory_limit(options.memory_gb)
+    prediction = {
+        "memory_bytes": memory_limit(options.memory_gb),
+        "use_gpu": options.use_gpu,
+        "self_ensemble": options.self_ensemble,
+    }
     suffix = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}[options.format]
     out, checkpoint = storage.to_path(options.out), storage.to_path(options.checkpoint)
     storage.check_writable(out, "--out")
@@ -58,9 +64,7 @@ def main() -> None:
         print(f"skipping existing images in {out}: {len(plan.existing)} (--overwrite replaces them)")
     failures = [f"{path}: {reason}" for path, reason in plan.problems]
     with counter("enhancing", "files") as progress:
-        results = enhance_files(
-            checkpoint, plan.todo, amplification, memory_bytes=memory_bytes, use_gpu=options.use_gpu
-        )
+        results = enhance_files(checkpoint, plan.todo, amplification, **prediction)
         for number, result in enumerate(results, start=1):
             failures += [f"{result.source}: {result.error}"] if result.error else []
             odd = f"; unlikely: {result.oddities}" if result.oddities else ""

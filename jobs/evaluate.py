@@ -40,10 +40,11 @@ class Evaluate:
     include_misaligned: bool = False
     """Also score SID's scenes 10034, 10045 and 10172, whose exposures are not aligned."""
     metrics: Annotated[tuple[PerceptualMetric, ...] | None, tyro.conf.arg(metavar="METRIC ...")] = None
-    """Measured besides PSNR, SSIM and texture: flip, lpips (with AlexNet), lpips_vgg, dists; see jobs/README.md.
-    Without this option flip, or none with --use-gpu."""
+    """Besides PSNR, SSIM and texture: flip, lpips, lpips_vgg, dists (jobs/README.md). Default: flip, none on GPUs."""
     weights: str = ""
     """Folder with the weights of their networks, or s3://BUCKET/NAME. Empty: torch's own, in TORCH_HOME."""
+    self_ensemble: bool = False
+    """Average the predictions of the frame in all eight orientations (flips, transpose): eight times the time."""
     use_gpu: bool = False
     """Predict on GPUs, one frame per GPU at a time, instead of on CPUs."""
 
@@ -51,23 +52,22 @@ class Evaluate:
 def main() -> None:
     """Read the command line and evaluate."""
     options = parse(Evaluate, __doc__)
-    memory_bytes = memory_limit(options.memory_gb)
     if options.images < 0:
         raise InputError(f"--images is {options.images}: expected 0 or more")
-    name = "report" if options.split == "test" else f"report-{options.split}"
     checkpoint = storage.to_path(options.checkpoint)
     with counter("evaluating", "frames") as progress:
         result = evaluate(
             checkpoint,
             options.shards,
             options.split,
-            options.out or checkpoint.parent / name,
-            memory_bytes=memory_bytes,
+            options.out or checkpoint.parent / ("report" if options.split == "test" else f"report-{options.split}"),
+            memory_bytes=memory_limit(options.memory_gb),
             use_gpu=options.use_gpu,
             images=options.images,
             include_misaligned=options.include_misaligned,
             metrics=options.metrics,
             weights=options.weights,
+            self_ensemble=options.self_ensemble,
             progress=progress,
         )
     if result.excluded:

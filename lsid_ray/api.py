@@ -26,16 +26,20 @@ def load_checkpoint(folder: str | Path, device: str = "cpu") -> tuple[Generator,
     return generator.to(device), experiment
 
 
-def enhance(generator: Generator, path: str | Path, ratio: float | None = None) -> np.ndarray:
+def enhance(
+    generator: Generator, path: str | Path, ratio: float | None = None, self_ensemble: bool = False
+) -> np.ndarray:
     """A raw file enhanced on the generator's device: (H, W, 3) uint16, sRGB, upright.
 
-    ratio: the amplification, at least 1; None estimates it from the file. Raises: InputError for a file that cannot be
-    read, or from another kind of sensor than the generator was trained for.
+    ratio: the amplification, at least 1; None estimates it from the file. self_ensemble: the mean of the predictions in
+    all eight orientations, in eight times the time. Raises: InputError for a file that cannot be read, or from another
+    kind of sensor than the generator was trained for, and for a self-ensemble at half resolution.
     """
     with storage.local_copy(storage.to_path(path)) as file:
         frame = read_raw(file)
     amplification, _ = Amplification(ratio=ratio).for_frame(frame)
-    return enhance_raw(generator, frame, amplification, next(generator.parameters()).device)
+    device = next(generator.parameters()).device
+    return enhance_raw(generator, frame, amplification, device, self_ensemble=self_ensemble)
 
 
 def preset(name: str, /, **changes: Any) -> Experiment:

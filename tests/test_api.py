@@ -41,6 +41,8 @@ def test_an_experiment_is_run_read_and_used(data_root: Path, shards: Path, tmp_p
     assert image.shape == (*frame.mosaic.shape, 3) and image.dtype == np.uint16
     np.testing.assert_array_equal(image, enhance_raw(generator, frame, 100.0, torch.device("cpu")))
     assert api.enhance(generator, str(file)).shape == image.shape
+    mean = enhance_raw(generator, frame, 100.0, torch.device("cpu"), self_ensemble=True)
+    np.testing.assert_array_equal(api.enhance(generator, file, ratio=100, self_ensemble=True), mean)
 
 
 def test_a_preset_is_changed_field_by_field() -> None:

@@ -93,7 +93,14 @@ def test_learned_metrics_are_scored_in_every_process_or_said_to_be_missing(
     assert done.summary["groups"][0]["by_image"]["network"]["lpips"]["mean"] > 0.001
 
     monkeypatch.setenv("TORCH_HOME", str(tmp_path / "empty"))
-    done = evaluate(saved, shards, "test", tmp_path / "b", images=0, metrics=["lpips", "dists"])
+    done = evaluate(saved, shards, "test", tmp_path / "b", images=0, metrics=["lpips", "dists"], self_ensemble=True)
+    mean = json.loads((tmp_path / "b" / "report.json").read_text())
+    assert mean["record"]["self-ensemble"] == "mean of 8 predictions" and "self-ensemble" not in report["record"]
+    for pair, score, alone in zip(opened.pairs, mean["scores"], report["scores"], strict=True):
+        image = enhance_frame(make_generator(), opened.planes(pair), pair.short, pair.ratio, CPU, self_ensemble=True)[0]
+        target = opened.target(pair).transpose(1, 2, 0) / 65535
+        expected = peak_signal_noise_ratio(target, image.numpy().astype(float), data_range=1)
+        assert score["psnr_db"] == pytest.approx(expected, abs=1e-4) != alone["psnr_db"]
     assert set(done.not_measured) == {"flip", "lpips", "lpips_vgg", "dists"}
     page = (tmp_path / "b" / "report.html").read_text()
     assert page.count("not measured: weights not at hand; to get them: python -c") == 4  # table and record

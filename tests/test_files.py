@@ -158,7 +158,14 @@ def test_a_single_file_needs_no_cluster_and_keeps_its_exif_metadata(tmp_path: Pa
     with Image.open(result.target) as image:
         assert image.size == (60, 40) and image.info["icc_profile"]
         assert image.getexif().get_ifd(0x8769)[33434] == pytest.approx(0.04)
-        assert "x20" in image.getexif()[270]
+        assert "x20" in image.getexif()[270] and "orientations" not in image.getexif()[270]
+    (mean,) = enhance_files(network, ((todo[0][0], tmp_path / "mean.jpg"),), RATIO_20, self_ensemble=True)
+    with Image.open(mean.target) as image, Image.open(result.target) as alone:
+        assert image.getexif()[270].endswith("best, mean of 8 orientations")
+        assert image.size == alone.size and image.tobytes() != alone.tobytes()
+    half = save_network(tmp_path / "half", output="half")
+    with pytest.raises(InputError, match="--self-ensemble: at half"):
+        list(enhance_files(half, todo, RATIO_20, self_ensemble=True))
 
 
 def test_broken_files_do_not_stop_the_others_on_the_cluster(cluster: None, tmp_path: Path, network: Path):
@@ -238,5 +245,6 @@ def test_the_job_skips_existing_images_and_reports_failures(tmp_path: Path, netw
     assert f"skipping existing images in {tmp_path / 'out'}: 1 " in second.stdout
     assert "b.dng: not a raw file that LibRaw knows" in second.stdout
     assert (tmp_path / "out" / "a.png").stat().st_mtime_ns == mtime_ns
-    third = run(network, tmp_path / "in" / "a.dng", "--out", tmp_path / "out", "--overwrite", "--format", "tiff")
+    options = ("--overwrite", "--format", "tiff", "--self-ensemble")
+    third = run(network, tmp_path / "in" / "a.dng", "--out", tmp_path / "out", *options)
     assert third.returncode == 0 and (tmp_path / "out" / "a.tif").exists()

@@ -86,10 +86,11 @@ def flip_image(image: Tensor, flips: Flips, layout: Layout) -> Tensor:
     return image.transpose(1, 2) if transpose else image
 
 
-def _flip(mosaic: np.ndarray, flips: Flips) -> np.ndarray:
+def flip(image: np.ndarray, flips: Flips) -> np.ndarray:
+    """A view of a mosaic (H, W) or an image (H, W, channels), flipped as it is."""
     rows, columns, transpose = flips
-    mosaic = mosaic[:: -1 if rows else 1, :: -1 if columns else 1]
-    return mosaic.T if transpose else mosaic
+    image = image[:: -1 if rows else 1, :: -1 if columns else 1]
+    return image.swapaxes(0, 1) if transpose else image
 
 
 @lru_cache
@@ -98,7 +99,7 @@ def _phase_offset(flips: Flips, kind: Kind) -> tuple[int, int]:
     layout = LAYOUTS[kind]
     pattern = np.array(list(layout.pattern)).reshape(layout.period, layout.period)
     for top, left in np.ndindex(layout.period, layout.period):
-        if (_flip(np.roll(pattern, (-top, -left), (0, 1)), flips) == pattern).all():
+        if (flip(np.roll(pattern, (-top, -left), (0, 1)), flips) == pattern).all():
             return top, left
     raise AssertionError(f"{kind} pattern is not symmetric under the flips {flips}")
 
@@ -116,7 +117,7 @@ def _flip_index(side: int, flips: Flips, kind: Kind) -> np.ndarray:
     mosaic = unpack(indices, layout.pattern, layout.block * side, layout.block * side)
     top, left = _phase_offset(flips, kind)
     size = layout.block * side - layout.period
-    return pack(_flip(mosaic[top : top + size, left : left + size], flips), layout.pattern)
+    return pack(flip(mosaic[top : top + size, left : left + size], flips), layout.pattern)
 
 
 def to_camera_colors(image: Tensor, matrix: Tensor, config: GeneratorConfig) -> Tensor:

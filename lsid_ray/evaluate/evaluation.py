@@ -20,6 +20,7 @@ from lsid_ray.evaluate.report import check_report_folder, summarize, write_repor
 from lsid_ray.evaluate.score import Measure, score_frame
 from lsid_ray.inference.bands import MEMORY_BYTES
 from lsid_ray.inference.files import prediction_device
+from lsid_ray.inference.self_ensemble import ORIENTATIONS, check_self_ensemble
 from lsid_ray.model.checkpoint import load_generator, load_metrics
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.mosaic import layout_of
@@ -51,6 +52,7 @@ def evaluate(
     include_misaligned: bool = False,
     metrics: Sequence[str] | None = None,
     weights: str | AnyPath = "",
+    self_ensemble: bool = False,
     progress: Callable[[int, int], None] = lambda done, total: None,
 ) -> Evaluation:
     """Score a checkpoint and the plain rendering on every full frame of a split; write the report to `out`.
@@ -59,12 +61,15 @@ def evaluate(
     metrics: those of `measures.PERCEPTUAL` to measure. None: FLIP, but none with GPUs, which would wait for a CPU.
     weights: the folder with the weights of their networks, on this machine or in an object store; empty: torch's own,
         where they may be missing.
+    self_ensemble: as `enhance_frame`.
     Joins the Ray cluster after all checks that need none.
-    Raises: InputError as `load_generator`, `load_metrics`, `open_shards`, `find_measures` and `check_report_folder`, or
-    if all pairs are misaligned.
+    Raises: InputError as `load_generator`, `load_metrics`, `open_shards`, `find_measures` and `check_report_folder`, if
+    all pairs are misaligned, or for a self-ensemble at half resolution.
     """
     checkpoint, folder = (storage.to_path(path).absolute() for path in (checkpoint, folder))  # workers have another cwd
     generator, experiment = load_generator(checkpoint)  # fails here rather than in every worker
+    if self_ensemble:
+        check_self_ensemble(generator)
     checkpoint_metrics = load_metrics(checkpoint)
     chosen = ("flip",) * (not use_gpu) if metrics is None else metrics
     measures = find_measures(("texture", *chosen), weights)
@@ -86,7 +91,7 @@ def evaluate(
         for number, pair in enumerate(pairs)
     ]
     shared = ray.put(measures)  # each node gets the weights once
-    options = (str(checkpoint), str(folder), split, memory_bytes, use_gpu, uuid.uuid4().hex, shared)
+    options = (str(checkpoint), str(folder), split, memory_bytes, use_gpu, uuid.uuid4().hex, shared, self_ensemble)
     results = {}
     progress(0, len(pairs))
     for row, result in parallel_map(_score_row, rows, *options, gpus=int(use_gpu)):
@@ -101,6 +106,7 @@ def evaluate(
         "checkpoint": {"folder": str(checkpoint), **checkpoint_metrics},
         "split": split,
         "resolution": "full" if generator.scale > 1 else "half (2x2 means): not comparable with full resolution",
+        **({"self-ensemble": f"mean of {len(ORIENTATIONS)} predictions"} if self_ensemble else {}),
         "excluded as misaligned": excluded,
         "not measured": measures.not_measured,
         "rendering": shards.rendering,
@@ -142,8 +148,10 @@ def _score_row(
     use_gpu: bool,
     call: str,
     shared: ray.ObjectRef,
+    self_ensemble: bool,
 ) -> dict[str, Any]:
     generator, shards, device, measures = _load(checkpoint, folder, split, use_gpu, call, shared)
     pair = shards.pairs[row["pair"]]
-    score, images = score_frame(generator, shards, pair, device, memory_bytes, row["with_images"], measures)
+    with_images = row["with_images"]
+    score, images = score_frame(generator, shards, pair, device, memory_bytes, with_images, measures, self_ensemble)
     return {"number": row["number"], "score": score, "images": images}

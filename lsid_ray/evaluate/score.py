@@ -142,15 +142,16 @@ def score_frame(
     memory_bytes: int,
     with_images: bool,
     measures: Mapping[str, Measure] = NO_MEASURES,
+    self_ensemble: bool = False,
 ) -> tuple[Score, FrameImages | None]:
-    """All scores of one frame, and its views if `with_images`.
+    """All scores of one frame, and its views if `with_images`; for `self_ensemble` see `enhance_frame`.
 
     measures: perceptual metrics by name (see `Measures.load`); those that are missing are NaN.
     """
     scale = generator.scale
     planes = shards.planes(pair)
     start = time.perf_counter()
-    image, weights = enhance_frame(generator, planes, pair.short, pair.ratio, device, memory_bytes)
+    image, weights = enhance_frame(generator, planes, pair.short, pair.ratio, device, memory_bytes, self_ensemble)
     seconds = time.perf_counter() - start
     target = at_output_scale(_target(shards, pair), pair, scale, device)
     frame = pair.short.raw_frame(planes)

@@ -18,6 +18,7 @@ from lsid_ray.errors import InputError
 from lsid_ray.inference.bands import MEMORY_BYTES
 from lsid_ray.inference.frame import enhance_raw
 from lsid_ray.inference.image_file import write_image
+from lsid_ray.inference.self_ensemble import ORIENTATIONS, check_self_ensemble
 from lsid_ray.model.checkpoint import load_generator
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.frame import RawFrame, read_raw
@@ -159,15 +160,21 @@ def enhance_files(
     *,
     memory_bytes: int = MEMORY_BYTES,
     use_gpu: bool = False,
+    self_ensemble: bool = False,
 ) -> Iterator[EnhancedFile]:
     """Enhance raw files and write their images; yields each result as soon as it is ready, in any order.
 
     A single file is enhanced in this process, several over the Ray cluster, where each process loads the
     network once. A file that fails leaves no image and does not stop the others.
-    memory_bytes: see `predict_bands`. Raises InputError if the checkpoint is missing or broken, or if there is no GPU.
+    memory_bytes: see `predict_bands`. self_ensemble: see `enhance_raw`. Raises InputError if the checkpoint is missing
+    or broken, if there is no GPU, or for a self-ensemble at half resolution.
     """
-    load_generator(checkpoint)  # fail early, not in every process
-    options = (str(checkpoint.resolve()), str(checkpoint), amplification, memory_bytes, use_gpu, uuid.uuid4().hex)
+    generator, _ = load_generator(checkpoint)  # fail early, not in every process
+    if self_ensemble:
+        check_self_ensemble(generator)
+    label = str(checkpoint) + (f", mean of {len(ORIENTATIONS)} orientations" if self_ensemble else "")
+    call = uuid.uuid4().hex
+    options = (str(checkpoint.resolve()), label, amplification, memory_bytes, use_gpu, self_ensemble, call)
     pairs = {(str(source.absolute()), str(target.absolute())): (source, target) for source, target in todo}
     if len(pairs) > 1:
         cluster.connect()
@@ -210,6 +217,7 @@ def _enhance(
     amplification: Amplification,
     memory_bytes: int,
     use_gpu: bool,
+    self_ensemble: bool,
     call: str,
     threads: int = 0,
 ) -> tuple[str, float, str, str]:
@@ -226,7 +234,7 @@ def _enhance(
             frame = read_raw(local_path)
         odd = oddities(frame)
         ratio, ratio_text = amplification.for_frame(frame)
-        image = enhance_raw(generator, frame, ratio, device, memory_bytes)
+        image = enhance_raw(generator, frame, ratio, device, memory_bytes, self_ensemble)
         target.parent.mkdir(parents=True, exist_ok=True)
         write_image(target, image, frame, f"amplified {ratio_text}, enhanced by lsid_ray with {label}")
     except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as exception:

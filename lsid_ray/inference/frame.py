@@ -8,9 +8,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from lsid_ray.data.index import PackedFrame
-from lsid_ray.data.preprocess import network_input, to_camera_colors
+from lsid_ray.data.preprocess import flip, network_input, to_camera_colors
 from lsid_ray.errors import InputError
 from lsid_ray.inference.bands import MEMORY_BYTES, predict_bands
+from lsid_ray.inference.self_ensemble import ORIENTATIONS, check_self_ensemble, flip_frame
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.color import srgb_from_camera
 from lsid_ray.raw.frame import RawFrame
@@ -84,17 +85,39 @@ def enhance_frame(
     ratio: float,
     device: torch.device,
     memory_bytes: int = MEMORY_BYTES,
+    self_ensemble: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    """Concatenate the bands of `enhance_frame_bands`: image (H, W, 3), and weights (h, w) or None."""
+    """Concatenate the bands of `enhance_frame_bands`: image (H, W, 3), and weights (h, w) or None.
+
+    self_ensemble: the image is the mean of eight predictions, see `inference.self_ensemble`; the weights are those of
+        the frame as it is. Raises: InputError at half resolution.
+    """
+    if self_ensemble:
+        raw = frame if isinstance(frame, RawFrame) else frame.raw_frame(planes)
+        total, weights = _sum_of_orientations(generator, raw, ratio, device, memory_bytes)
+        total /= len(ORIENTATIONS)
+        return torch.from_numpy(total).to(device), weights
     bands = list(enhance_frame_bands(generator, planes, frame, ratio, device, memory_bytes))
     weights = [band_weights for _, band_weights in bands if band_weights is not None]
     return torch.cat([image for image, _ in bands]), torch.cat(weights) if weights else None
 
 
 def enhance_raw(
-    generator: Generator, frame: RawFrame, ratio: float, device: torch.device, memory_bytes: int = MEMORY_BYTES
+    generator: Generator,
+    frame: RawFrame,
+    ratio: float,
+    device: torch.device,
+    memory_bytes: int = MEMORY_BYTES,
+    self_ensemble: bool = False,
 ) -> np.ndarray:
-    """Enhance a raw frame: (H, W, 3) uint16 sRGB, upright. Raises InputError as `frame_input` does."""
+    """Enhance a raw frame: (H, W, 3) uint16 sRGB, upright. Raises InputError as `frame_input` does.
+
+    self_ensemble: as `enhance_frame`.
+    """
+    if self_ensemble:
+        total, _ = _sum_of_orientations(generator, frame, ratio, device, memory_bytes)
+        total *= 65535 / len(ORIENTATIONS)
+        return upright(total.round(out=total).astype(np.uint16), frame.orientation)
     planes = pack(frame.mosaic, frame.cfa)
     size = frame.mosaic.shape if generator.scale > 1 else planes.shape[1:]
     image = np.empty((*size, 3), np.uint16)
@@ -103,3 +126,24 @@ def enhance_raw(
         image[row : row + len(band)] = (band * 65535).round().cpu().numpy()
         row += len(band)
     return upright(image, frame.orientation)
+
+
+def _sum_of_orientations(
+    generator: Generator, frame: RawFrame, ratio: float, device: torch.device, memory_bytes: int
+) -> tuple[np.ndarray, Tensor | None]:
+    """The sum of the images in all `ORIENTATIONS`, (H, W, 3) float32, and the weights (h, w) of the first.
+
+    Each image is predicted in bands, which are added at their place, so that only the sum is held in full.
+    """
+    check_self_ensemble(generator)
+    total = np.zeros((*frame.mosaic.shape, 3), np.float32)
+    weights = []
+    for flips in ORIENTATIONS:
+        flipped, view, row = flip_frame(frame, flips), flip(total, flips), 0
+        planes = pack(flipped.mosaic, flipped.cfa)
+        for band, band_weights in enhance_frame_bands(generator, planes, flipped, ratio, device, memory_bytes):
+            view[row : row + len(band)] += band.cpu().numpy()
+            row += len(band)
+            if flips == ORIENTATIONS[0] and band_weights is not None:
+                weights.append(band_weights)
+    return total, torch.cat(weights) if weights else None
