@@ -17,7 +17,7 @@ NETWORKS = {
     "gates, half resolution": GeneratorConfig(width=4, depth=2, output="half"),
     "no gates, transposed": GeneratorConfig(width=4, depth=2, gates=False, upsample="transpose"),
     "batch norm": GeneratorConfig(width=4, depth=2, norm="batch", negative_slope=0),
-    "X-Trans": GeneratorConfig(width=4, depth=2, cfa="xtrans"),
+    "X-Trans": GeneratorConfig(width=4, depth=2, cfa="xtrans", input_ratio=True),
     "four levels": GeneratorConfig(width=2, depth=4),
     "four levels, no gates, transposed": GeneratorConfig(width=2, depth=4, gates=False, upsample="transpose"),
 }

@@ -219,6 +219,17 @@ def test_each_sample_of_a_batch_has_its_own_flips(make_batch: Callable[..., Batc
         assert torch.equal(target[i], flip_image(batch.long[i].float() / 65535, flips, BAYER))
 
 
+def test_the_ratio_is_a_constant_plane_after_those_of_the_sensor(make_batch: Callable[..., Batch]):
+    ratio = torch.tensor([1.0, 2, 16, 100, 250, 300, 1000, 100_000])
+    batch = replace(make_batch(8, 6), flips=torch.tensor(FLIPS), ratio=ratio)
+    planes, target = training_pair(batch, replace(TONE, input_ratio=True))
+    without, same_target = training_pair(batch, TONE)
+    assert planes.shape == (8, 5, 6, 6) and torch.equal(target, same_target)
+    assert torch.equal(planes[:, :4], without)
+    for plane, value in zip(planes[:, 4], ratio.tolist(), strict=True):
+        torch.testing.assert_close(plane, torch.full((6, 6), math.log2(value) / 8))
+
+
 @pytest.mark.parametrize("flips", FLIPS, ids=str)
 def test_a_half_resolution_target_is_the_mean_of_four_pixels(flips: tuple[bool, bool, bool], make_batch):
     batch = replace(make_batch(1, 5), flips=torch.tensor([flips]))

@@ -83,7 +83,7 @@ def whole_frame_image(generator: Generator, mosaic: np.ndarray, letters: np.ndar
 def test_the_image_is_the_mean_of_eight_whole_frames_flipped_back(
     kind: str, phase: tuple[int, int], size: tuple[int, int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    generator, frame = make_generator(cfa=kind, input_curve="tone"), make_frame(kind, phase, *size)
+    generator, frame = make_generator(cfa=kind, input_curve="tone", input_ratio=True), make_frame(kind, phase, *size)
     period = LAYOUTS[kind].period
     repeats = [-(-side // period) for side in size]
     letters, black = (

@@ -51,6 +51,8 @@ class GeneratorConfig:
     input_curve: Literal["linear", "tone"] = "linear"
     """linear: amplified counts from 0 to 1, as in SID. tone: with the rendering's tone curve, from -1.5 to 1.5, so that
     noise is about as strong in dark tones as in bright ones, and its mean is black where there is no light."""
+    input_ratio: bool = False
+    """Tell the network how much its input was amplified, and so how noisy it is, by one more plane: log2(ratio) / 8."""
     color_matrix: bool = True
     """Train in the colors of SID's Sony; outputs for other cameras are converted by their own color matrix."""
 

@@ -29,13 +29,20 @@ Flips = tuple[bool, bool, bool]
 def network_input(
     short: Tensor, black: Tensor, white: Tensor, white_balance: Tensor, ratio: Tensor, config: GeneratorConfig
 ) -> Tensor:
-    """Counts (B, C, h, w) of any integer type -> (B, C, h, w) float32, as `config.input_curve` says.
+    """Counts (B, C, h, w) of any integer type -> float32 of the same shape, or (B, C + 1, h, w) with `input_ratio`.
 
     (v - black) / (white - max(black)) * ratio as in SID (arXiv 1805.01934, section 4.1), times the camera's white
     balance if `config.white_balance`. "linear" is clipped to [0, 1]; "tone" is the tone curve of that, which is
-    mirrored below 0, clipped to [-1.5, 1.5]. Other arguments: as in `Batch`. The window must begin at the beginning
-    of a repeat of the CFA.
+    mirrored below 0, clipped to [-1.5, 1.5]. The plane of `input_ratio` is log2(ratio) / 8 everywhere. Other arguments:
+    as in `Batch`. The window must begin at the beginning of a repeat of the CFA.
     """
+    return _with_ratio(_amplified(short, black, white, white_balance, ratio, config), ratio, config)
+
+
+def _amplified(
+    short: Tensor, black: Tensor, white: Tensor, white_balance: Tensor, ratio: Tensor, config: GeneratorConfig
+) -> Tensor:
+    """The planes of the sensor in `network_input`, (B, C, h, w)."""
     layout = LAYOUTS[config.cfa]
     scale = (ratio / (white - black.amax(dim=(1, 2, 3))))[:, None, None, None]
     if config.white_balance:  # `stack`, because indexing with a list copies it to the GPU, which waits
@@ -50,16 +57,25 @@ def network_input(
     return light.clamp(0, 1)
 
 
+def _with_ratio(planes: Tensor, ratio: Tensor, config: GeneratorConfig) -> Tensor:
+    """Append the ratio's plane, if there is one: (B, C, h, w) -> (B, C + 1, h, w)."""
+    if not config.input_ratio:
+        return planes
+    plane = (ratio.log2() / 8)[:, None, None, None].expand(-1, 1, *planes.shape[2:])
+    return torch.cat([planes, plane], dim=1)
+
+
 def training_pair(batch: Batch, config: GeneratorConfig) -> tuple[Tensor, Tensor]:
     """Input (B, C, s, s) and target (B, 3, ks, ks), or (B, 3, s, s) at half resolution; float32, about [0, 1].
 
-    Half resolution is the mean of 2x2 pixels. With `color_matrix` the target has the colors of the reference camera;
-    `to_camera_colors` undoes this.
+    The input is that of `network_input`, flipped. Half resolution is the mean of 2x2 pixels. With `color_matrix` the
+    target has the colors of the reference camera; `to_camera_colors` undoes this.
     """
     layout = LAYOUTS[config.cfa]
-    planes = network_input(batch.short, batch.black, batch.white, batch.white_balance, batch.ratio, config)
+    planes = _amplified(batch.short, batch.black, batch.white, batch.white_balance, batch.ratio, config)
     flips = [tuple(f) for f in batch.flips.tolist()]
     planes = torch.stack([flip_planes(p, f, layout) for p, f in zip(planes, flips, strict=True)])
+    planes = _with_ratio(planes, batch.ratio, config)
     target = torch.stack([flip_image(i, f, layout) for i, f in zip(batch.long.float() / 65535, flips, strict=True)])
     if config.color_matrix:
         for image, matrix in zip(target, batch.srgb_from_camera, strict=True):

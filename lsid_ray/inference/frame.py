@@ -25,7 +25,7 @@ MARGIN = 8
 
 
 def frame_input(planes: np.ndarray, frame: Frame, ratio: float, generator: Generator, device: torch.device) -> Tensor:
-    """Convert the packed planes (C, h, w) uint16 of a short exposure to generator input (1, C, h, w) float32.
+    """Convert the packed planes (C, h, w) uint16 of a short exposure to generator input, as `network_input`, for one.
 
     Raises: InputError if the generator was trained for another kind of sensor.
     """

@@ -74,14 +74,14 @@ class AttentionGate(nn.Module):
 class Generator(nn.Module):
     """(B, C, h, w) float of about [0, 1] -> (B, 3, scale*h, scale*w) float, about [0, 1], not clamped. Any h, w.
 
-    C is 4 for Bayer and 9 for X-Trans. Packed X-Trans has a third of the sensor's resolution, hence 27 channels before
-    the pixel shuffle, as in SID's Fuji network.
+    C is 4 for Bayer and 9 for X-Trans, and one more with `input_ratio`. Packed X-Trans has a third of the sensor's
+    resolution, hence 27 channels before the pixel shuffle, as in SID's Fuji network.
     """
 
     def __init__(self, c: GeneratorConfig):
         super().__init__()
         self.config = c
-        self.planes = len(LAYOUTS[c.cfa].colors)
+        self.planes = len(LAYOUTS[c.cfa].colors) + c.input_ratio
         widths = [c.width * 2**level for level in range(c.depth + 1)]
         self.encoders = nn.ModuleList(
             _double_conv(c, inputs, outputs)

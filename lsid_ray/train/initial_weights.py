@@ -15,7 +15,7 @@ from lsid_ray.model.generator import Generator
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.run_folder import best_checkpoint, saved_checkpoints
 
-BODY = ("width", "depth", "gates", "norm", "upsample")  # what the generators must share
+BODY = ("width", "depth", "gates", "norm", "upsample", "input_ratio")  # what the generators must share
 ENDS = {"encoders.0.0": "first convolution", "head": "head"}  # depend on the CFA and the resolution of the output
 
 
