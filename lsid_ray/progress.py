@@ -60,7 +60,9 @@ def training_progress() -> Iterator[Callable[[dict[str, Any]], None]]:
                 case "warning":
                     display.print(event["message"])
                 case "train":
-                    losses = [f"{n} {event[n]:.4f}" for n in ("l1", "adversarial", "discriminator") if n in event]
+                    losses = [
+                        f"{n} {event[n]:.4f}" for n in ("l1", "ssim_loss", "adversarial", "discriminator") if n in event
+                    ]
                     text = f"step {event['step']}/{total}, epoch {event['epoch']}, {', '.join(losses)}"
                     if event["seconds_left"] is not None:  # the first steps are slow
                         text += (

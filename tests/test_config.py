@@ -205,7 +205,13 @@ def test_a_crop_too_small_for_the_discriminator_is_refused_only_if_there_is_one(
     small = changed(preset("sid-sony"), "--training.crop", 16)
     with pytest.raises(InputError, match=r"crop is 16: too small for --discriminator\.layers 3, expected at least 24"):
         check_experiment(small)
-    check_experiment(changed(small, "--loss.adv-weight", 0))
+    alone = changed(small, "--loss.adv-weight", 0)
+    check_experiment(alone)
+    check_experiment(changed(alone, "--loss.ssim-weight", 0.5))
+    smaller = changed(changed(alone, "--generator.depth", 3), "--training.crop", 8)
+    check_experiment(smaller)
+    with pytest.raises(InputError, match=r"crop is 8: too small for --loss\.ssim-weight 0\.5, expected at least 11"):
+        check_experiment(changed(smaller, "--loss.ssim-weight", 0.5))
 
 
 def test_workers_without_a_sample_are_refused():

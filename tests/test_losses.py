@@ -2,11 +2,12 @@
 
 import pytest
 import torch
+from skimage.metrics import structural_similarity
 from torch import Tensor
 from torch.nn import BCEWithLogitsLoss, L1Loss
 
 from lsid_ray.config.schema import LossConfig
-from lsid_ray.model.losses import adversarial_weight, discriminator_loss, generator_loss, l1
+from lsid_ray.model.losses import adversarial_weight, discriminator_loss, generator_loss, l1, ssim
 
 BCE = BCEWithLogitsLoss()
 
@@ -22,6 +23,22 @@ def test_the_pixel_loss_is_the_mean_absolute_error():
     image, target = torch.rand(2, 3, 4, 5), torch.rand(2, 3, 4, 5)
     assert l1(image, target) == L1Loss()(image, target)
     assert l1(torch.tensor([0.0, 1.0]), torch.tensor([0.5, -1.0])) == 1.25
+
+
+def test_ssim_equals_scikit_image_and_falls_when_it_is_descended() -> None:
+    random = torch.Generator().manual_seed(0)
+    target = torch.rand(2, 3, 33, 40, generator=random)
+    image = (target + 0.2 * torch.randn(2, 3, 33, 40, generator=random)).clamp(0, 1).requires_grad_()
+    options = {"channel_axis": 0, "data_range": 1, "gaussian_weights": True, "sigma": 1.5}
+    expected = [
+        structural_similarity(x.detach().numpy(), y.numpy(), use_sample_covariance=False, **options)
+        for x, y in zip(image.double(), target.double(), strict=True)
+    ]
+    value = ssim(image, target)
+    assert value.item() == pytest.approx(sum(expected) / 2, abs=1e-5) and 0.3 < value < 0.95
+    assert ssim(target, target).item() == pytest.approx(1, abs=1e-6)
+    (gradient,) = torch.autograd.grad(value, image)
+    assert ssim(image + 100 * gradient, target) > value
 
 
 def test_bce_is_the_cross_entropy_of_pix2pix(logits: tuple[Tensor, Tensor]):

@@ -46,6 +46,9 @@ def test_weight_zero_builds_no_discriminator(make_batch: MakeBatch):
     assert step.discriminator is None and not hasattr(step, "optimizer_d")
     assert set(step(make_batch())) == {"l1"}
     assert "discriminator" not in step.state_dict()
+    structural = GanStep(with_loss(adv_weight=0, ssim_weight=0.5), 10, CPU)
+    losses = [structural(make_batch()) for _ in range(10)]
+    assert set(losses[0]) == {"l1", "ssim_loss"} and 0 < losses[-1]["ssim_loss"] < losses[0]["ssim_loss"] < 2
     assert GanStep(BASE, 10, CPU).discriminator is not None
 
 

@@ -13,7 +13,7 @@ RANGES = (
     ("generator.negative_slope", -1, 1),
     ("optimizer.generator_lr optimizer.discriminator_lr", 1e-12, 1e30),
     ("loss.l1_weight", 1e-6, 10**6),
-    ("loss.adv_weight training.clip_norm", 0, 10**6),
+    ("loss.ssim_weight loss.adv_weight training.clip_norm", 0, 10**6),
     ("training.flip_probability training.transpose_probability optimizer.ema_decay", 0, 1),
     ("training.epochs training.batch_size training.validate_every", 1, 10**6),
     ("training.crop", 1, 2**16),
@@ -34,6 +34,7 @@ SWEEP_RANGES = (
     ("tolerance_db", 0, 100),
     ("finalists", 1, 1000),
 )
+SSIM_WINDOW = 11  # pixels
 RESERVED_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")  # Ray's own
 
 
@@ -73,6 +74,11 @@ def check_experiment(experiment: Experiment) -> None:
         raise InputError(
             f"--training.crop is {e.training.crop}: too small for --discriminator.layers {e.discriminator.layers}, "
             f"expected at least {3 * 2**e.discriminator.layers}"
+        )
+    if e.loss.ssim_weight > 0 and e.training.crop < SSIM_WINDOW:
+        raise InputError(
+            f"--training.crop is {e.training.crop}: too small for --loss.ssim-weight {e.loss.ssim_weight:g}, "
+            f"expected at least {SSIM_WINDOW}"
         )
     if not all(0 <= beta < 1 for beta in e.optimizer.betas):
         raise InputError(f"--optimizer.betas is {e.optimizer.betas}: expected two numbers from 0 to below 1")

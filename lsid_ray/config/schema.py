@@ -71,16 +71,18 @@ class DiscriminatorConfig:
 
 @dataclass(frozen=True)
 class LossConfig:
-    """The generator's loss: l1_weight * L1 + adv_weight * adversarial."""
+    """The generator's loss: l1_weight * L1 + ssim_weight * (1 - SSIM) + adv_weight * adversarial."""
 
     l1_weight: float = 1.0
     """Weight of the mean absolute error, with targets in [0, 1]."""
+    ssim_weight: float = 0.0
+    """Weight of 1 minus the structural similarity (SSIM) of output and target. 0: only L1."""
     adv_weight: float = 0.01
     """Weight of the adversarial loss. 0 trains without a discriminator."""
     adversarial: Literal["relativistic", "hinge", "bce"] = "relativistic"
     """Relativistic average (arXiv 1807.00734), hinge (arXiv 1705.02894) or pix2pix's cross entropy."""
     warmup_steps: int = 0
-    """Steps with L1 only, before adversarial training starts."""
+    """Steps without the adversarial loss, before adversarial training starts."""
     ramp_steps: int = 0
     """Steps over which adv_weight then rises linearly from 0."""
 

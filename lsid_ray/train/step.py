@@ -15,7 +15,7 @@ from lsid_ray.config.schema import Experiment
 from lsid_ray.data.batch import Batch
 from lsid_ray.data.preprocess import training_pair
 from lsid_ray.model.discriminator import Discriminator
-from lsid_ray.model.losses import adversarial_weight, discriminator_loss, generator_loss, l1
+from lsid_ray.model.losses import adversarial_weight, discriminator_loss, generator_loss, l1, ssim
 from lsid_ray.train.networks import Networks
 
 
@@ -43,10 +43,10 @@ class GanStep(Networks):
     def __call__(self, batch: Batch) -> dict[str, Tensor]:
         """Update the networks on this worker's share of a batch.
 
-        Returns detached scalars on the device, whose means over the workers are the losses of the whole batch: "l1"
-        and, with a discriminator, "adversarial" (unweighted) and "discriminator", which are 0 during the warm-up. With
-        `training.clip_norm` also the norms of the gradients: "gradient_norm" and, with a discriminator,
-        "discriminator_gradient_norm".
+        Returns detached scalars on the device, whose means over the workers are the losses of the whole batch, without
+        their weights: "l1", with `loss.ssim_weight` "ssim_loss" (1 - SSIM), and, with a discriminator, "adversarial"
+        and "discriminator", which are 0 during the warm-up. With `training.clip_norm` also the norms of the gradients:
+        "gradient_norm" and, with a discriminator, "discriminator_gradient_norm".
         """
         e = self.experiment
         pair = training_pair(batch, e.generator)
@@ -79,8 +79,7 @@ class GanStep(Networks):
         with self._autocast():
             image = self.wrapped_generator(planes)
         image = image.float()
-        losses = {"l1": share * l1(image, target)}
-        total = self.experiment.loss.l1_weight * losses["l1"]
+        total, losses = self._pixel_loss(image, target, share)
         if weight > 0:
             losses |= self._update_discriminator(planes, target, image.detach(), share)
             losses["adversarial"] = self._adversarial(planes, target, image, share)
@@ -88,6 +87,16 @@ class GanStep(Networks):
         self.optimizer_g.zero_grad(set_to_none=True)
         total.backward()
         return losses | self._descend_generator()
+
+    def _pixel_loss(self, image: Tensor, target: Tensor, share: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """The weighted sum of the losses that need no discriminator, and each of them."""
+        weights = self.experiment.loss
+        losses = {"l1": share * l1(image, target)}
+        total = weights.l1_weight * losses["l1"]
+        if weights.ssim_weight:
+            losses["ssim_loss"] = share * (1 - ssim(image, target))
+            total = total + weights.ssim_weight * losses["ssim_loss"]
+        return total, losses
 
     def _update_discriminator(self, planes: Tensor, target: Tensor, image: Tensor, share: float) -> dict[str, Tensor]:
         assert self.discriminator is not None
@@ -134,7 +143,7 @@ class GanStep(Networks):
         first; then the loss is a function of the logits, and its gradients with respect to them are passed on part by
         part. With BatchNorm, its statistics are of each part.
         """
-        e, size = self.experiment, self.part_size
+        size = self.part_size
         parts = list(zip(planes.split(size), target.split(size), strict=True))
         losses: dict[str, Tensor] = {}
         gradients: list[Tensor] = []
@@ -144,20 +153,19 @@ class GanStep(Networks):
             losses |= self._accumulate_discriminator(parts, images, share)
             losses["adversarial"], gradients = self._adversarial_gradients(parts, images, share)
         self.optimizer_g.zero_grad(set_to_none=True)
-        losses["l1"] = torch.zeros((), device=self.device)
         for number, (part, part_target) in enumerate(parts):
             with _synchronized(self.wrapped_generator, number == len(parts) - 1):
                 with self._autocast():
                     image = self.wrapped_generator(part)
                 image = image.float()
-                loss = share * len(part) / len(planes) * l1(image, part_target)
-                total = e.loss.l1_weight * loss
+                total, pixel_losses = self._pixel_loss(image, part_target, share * len(part) / len(planes))
                 if weight > 0:
                     with self._autocast():
                         fake = self._frozen_discriminator()(part, image)
                     total = total + weight * (fake.float() * gradients[number]).sum()
                 total.backward()
-            losses["l1"] += loss.detach()
+            for name, loss in pixel_losses.items():
+                losses[name] = losses.get(name, 0.0) + loss.detach()
         return losses | self._descend_generator()
 
     def _accumulate_discriminator(
