@@ -44,7 +44,7 @@ def test_ssim_equals_scikit_image_and_falls_when_it_is_descended() -> None:
 def test_bce_is_the_cross_entropy_of_pix2pix(logits: tuple[Tensor, Tensor]):
     real, fake = logits
     expected = (BCE(real, torch.ones_like(real)) + BCE(fake, torch.zeros_like(fake))) / 2
-    torch.testing.assert_close(discriminator_loss("bce", real, fake), expected)
+    torch.testing.assert_close(discriminator_loss("bce", real, fake).loss, expected)
     torch.testing.assert_close(generator_loss("bce", None, fake), BCE(fake, torch.ones_like(fake)))
 
 
@@ -52,7 +52,7 @@ def test_hinge_is_the_mean_of_the_margin_violations(logits: tuple[Tensor, Tensor
     real, fake = logits
     real_term = sum(max(0, 1 - r) for r in real.flatten().tolist()) / real.numel()
     fake_term = sum(max(0, 1 + f) for f in fake.flatten().tolist()) / fake.numel()
-    assert discriminator_loss("hinge", real, fake).item() == pytest.approx(real_term + fake_term)
+    assert discriminator_loss("hinge", real, fake).loss.item() == pytest.approx(real_term + fake_term)
     assert generator_loss("hinge", None, fake).item() == pytest.approx(-fake.sum().item() / fake.numel())
 
 
@@ -60,7 +60,7 @@ def test_relativistic_compares_with_the_mean_of_the_other_class(logits: tuple[Te
     real, fake = logits
     real_term, fake_term = real - fake.mean(), fake - real.mean()
     expected = (BCE(real_term, torch.ones_like(real)) + BCE(fake_term, torch.zeros_like(fake))) / 2
-    torch.testing.assert_close(discriminator_loss("relativistic", real, fake), expected)
+    torch.testing.assert_close(discriminator_loss("relativistic", real, fake).loss, expected)
     expected = (BCE(real_term, torch.zeros_like(real)) + BCE(fake_term, torch.ones_like(fake))) / 2
     torch.testing.assert_close(generator_loss("relativistic", real, fake), expected)
 
@@ -68,7 +68,7 @@ def test_relativistic_compares_with_the_mean_of_the_other_class(logits: tuple[Te
 @pytest.mark.parametrize("kind", ["bce", "hinge", "relativistic"])
 def test_gradients_have_the_right_sign(kind: str, logits: tuple[Tensor, Tensor]):
     real, fake = (values.clone().requires_grad_() for values in logits)
-    real_gradient, fake_gradient = torch.autograd.grad(discriminator_loss(kind, real, fake), [real, fake])
+    real_gradient, fake_gradient = torch.autograd.grad(discriminator_loss(kind, real, fake).loss, [real, fake])
     assert real_gradient.sum() < 0 < fake_gradient.sum()
     (fake_gradient,) = torch.autograd.grad(generator_loss(kind, real.detach(), fake), [fake])
     assert fake_gradient.sum() < 0
@@ -77,9 +77,18 @@ def test_gradients_have_the_right_sign(kind: str, logits: tuple[Tensor, Tensor])
 @pytest.mark.parametrize("kind", ["bce", "hinge", "relativistic"])
 def test_losses_of_a_saturated_discriminator_are_finite(kind: str):
     real, fake = torch.full((1, 1, 2, 2), 1e4), torch.full((1, 1, 2, 2), -1e4)
-    assert discriminator_loss(kind, real, fake) == 0
-    assert torch.isfinite(discriminator_loss(kind, fake, real))
+    assert discriminator_loss(kind, real, fake).loss == 0
+    assert torch.isfinite(discriminator_loss(kind, fake, real).loss)
     assert torch.isfinite(generator_loss(kind, real, fake))
+
+
+@pytest.mark.parametrize("kind, expected", [("relativistic", (2 / 3, 1 / 2)), ("hinge", (1, 0)), ("bce", (1, 0))])
+def test_accuracy_is_the_share_of_images_on_the_right_side_of_the_boundary(kind: str, expected: tuple[float, float]):
+    """An image scores the mean of its logits. The boundary is 0; for "relativistic" 5 for real, 6 for fake images."""
+    patches = torch.tensor([-9.0, 9.0]).view(1, 1, 1, 2)
+    real, fake = (torch.tensor(scores).view(-1, 1, 1, 1) + patches for scores in ([2.0, 7.0, 9.0], [3.0, 7.0]))
+    losses = discriminator_loss(kind, real, fake)
+    assert (losses.real_accuracy.item(), losses.fake_accuracy.item()) == pytest.approx(expected)
 
 
 def test_the_adversarial_weight_is_zero_in_the_warmup_and_then_ramps_up_linearly():

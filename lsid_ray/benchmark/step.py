@@ -200,7 +200,7 @@ class _PlainStep:
         if self.discriminator is not None:
             with autocast:
                 real, fake = self.discriminator(planes, target), self.discriminator(planes, image.detach())
-            self._descend(discriminator_loss(e.loss.adversarial, real.float(), fake.float()), 1)
+            self._descend(discriminator_loss(e.loss.adversarial, real.float(), fake.float()).loss, 1)
             with autocast:
                 real, fake = self.discriminator(planes, target), self.discriminator(planes, image)
             adversarial = generator_loss(e.loss.adversarial, real.float().detach(), fake.float())

@@ -1,12 +1,13 @@
-"""Pixel and adversarial losses: functions of images or logits that return a scalar.
+"""Pixel and adversarial losses: functions of images or logits that return scalars.
 
-`real` and `fake` are the discriminator's logits, (B, 1, h, w) or any other shape, the same for both. `mean` averages
+`real` and `fake` are the discriminator's logits, (B, 1, h, w) or (B, ...), the same shape for both. `mean` averages
 all logits of one kind for the relativistic loss: with several workers, over the batches of all of them.
 """
 
 import math
 from collections.abc import Callable
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -50,17 +51,33 @@ def _ssim_window(side: int, device: torch.device) -> Tensor:
     return window.to(device)
 
 
-def discriminator_loss(kind: str, real: Tensor, fake: Tensor, mean: Callable[[Tensor], Tensor] = torch.mean) -> Tensor:
-    """The discriminator's loss.
+class DiscriminatorLoss(NamedTuple):
+    """What a discriminator is trained by, and how well it tells the images apart: scalars."""
+
+    loss: Tensor
+    real_accuracy: Tensor
+    """Share of the real images that score above the boundary, in [0, 1], detached. An image scores the mean of its
+    logits, as in pix2pix; the boundary is 0, and with "relativistic" the mean of the other kind."""
+    fake_accuracy: Tensor
+    """Share of the fake ones that score below it."""
+
+
+def discriminator_loss(
+    kind: str, real: Tensor, fake: Tensor, mean: Callable[[Tensor], Tensor] = torch.mean
+) -> DiscriminatorLoss:
+    """The discriminator's loss and accuracy.
 
     bce: pix2pix (arXiv 1611.07004), halved as in the paper. hinge: arXiv 1705.02894, eq. 3. relativistic: the
     relativistic average discriminator with cross entropy, arXiv 1807.00734, eq. 14, halved.
     """
-    if kind == "hinge":
-        return F.relu(1 - real).mean() + F.relu(1 + fake).mean()
     if kind == "relativistic":
         real, fake = real - mean(fake), fake - mean(real)
-    return (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+    if kind == "hinge":
+        loss = F.relu(1 - real).mean() + F.relu(1 + fake).mean()
+    else:
+        loss = (F.softplus(-real).mean() + F.softplus(fake).mean()) / 2
+    real_score, fake_score = (logits.detach().flatten(1).mean(dim=1) for logits in (real, fake))
+    return DiscriminatorLoss(loss, (real_score > 0).float().mean(), (fake_score < 0).float().mean())
 
 
 def generator_loss(

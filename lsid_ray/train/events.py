@@ -3,9 +3,10 @@
 An event is a dictionary with a "kind". Those that are logged have a "step":
 
 "start"       total_steps, workers; the worker group starts at `step`, from a checkpoint unless that is 0
-"train"       epoch, losses (l1; ssim_loss if it has a weight; adversarial and discriminator if there is one),
-              learning_rate, seconds, samples_per_s, seconds_left (null for the first seconds), and as shares of the
-              time waiting_for_data and saving; about once per second
+"train"       epoch, losses (l1; ssim_loss if it has a weight; adversarial and discriminator if there is one), its
+              real_accuracy and fake_accuracy (0 to 1, once it trains), learning_rate, seconds, samples_per_s,
+              seconds_left (null for the first seconds), and as shares of the time waiting_for_data and saving; about
+              once per second
 "validation"  epoch, frames, psnr_db, ssim, and those of --training.metrics, seconds
 "diverged"    losses, pairs (names): a loss is not finite, and the run ends or goes back
 "rollback"    reason, skipped_step, halves_rate: the run goes back to its latest checkpoint, at `step`

@@ -182,15 +182,17 @@ class _LogWindow:
     """Losses and times since the last "train" event."""
 
     def __init__(self) -> None:
-        self.start, self.steps, self.waiting, self.saving, self.sums = time.perf_counter(), 0, 0.0, 0.0, {}
+        self.start, self.steps, self.waiting, self.saving = time.perf_counter(), 0, 0.0, 0.0
+        self.losses: dict[str, list[float]] = {}
 
     def add(self, losses: dict[str, float]) -> None:
         self.steps += 1
         for name, value in losses.items():
-            self.sums[name] = self.sums.get(name, 0.0) + value
+            self.losses.setdefault(name, []).append(value)
 
     def means(self) -> dict[str, float]:
-        return {name: total / self.steps for name, total in self.sums.items()}
+        """Of each loss over the steps that have it."""
+        return {name: sum(values) / len(values) for name, values in self.losses.items()}
 
     @property
     def seconds(self) -> float:

@@ -45,7 +45,8 @@ class GanStep(Networks):
 
         Returns detached scalars on the device, whose means over the workers are the losses of the whole batch, without
         their weights: "l1", with `loss.ssim_weight` "ssim_loss" (1 - SSIM), and, with a discriminator, "adversarial"
-        and "discriminator", which are 0 during the warm-up. With `training.clip_norm` also the norms of the gradients:
+        and "discriminator", which are 0 during the warm-up; after it also the discriminator's "real_accuracy" and
+        "fake_accuracy" (see `DiscriminatorLoss`). With `training.clip_norm` also the norms of the gradients:
         "gradient_norm" and, with a discriminator, "discriminator_gradient_norm".
         """
         e = self.experiment
@@ -102,10 +103,10 @@ class GanStep(Networks):
         assert self.discriminator is not None
         self.discriminator.train().requires_grad_(True)
         real, fake = self._logits(self.wrapped_discriminator, planes, target, image)
-        loss = self._discriminator_loss(real, fake, share)
+        losses = self._discriminator_losses(real, fake, share)
         self.optimizer_d.zero_grad(set_to_none=True)
-        loss.backward()
-        return {"discriminator": loss} | self._descend_discriminator()
+        losses["discriminator"].backward()
+        return losses | self._descend_discriminator()
 
     def _logits(self, discriminator: nn.Module, planes: Tensor, target: Tensor, image: Tensor) -> tuple[Tensor, Tensor]:
         """Of the real and the fake images."""
@@ -116,9 +117,15 @@ class GanStep(Networks):
                 real, fake = discriminator(planes.repeat(2, 1, 1, 1), torch.cat([target, image])).chunk(2)
         return real.float(), fake.float()
 
-    def _discriminator_loss(self, real: Tensor, fake: Tensor, share: float) -> Tensor:
+    def _discriminator_losses(self, real: Tensor, fake: Tensor, share: float) -> dict[str, Tensor]:
+        """The loss and the accuracies, whose means over the workers are those of the whole batch."""
         mean = partial(mean_over_workers, share=share)
-        return share * discriminator_loss(self.experiment.loss.adversarial, real, fake, mean)
+        losses = discriminator_loss(self.experiment.loss.adversarial, real, fake, mean)
+        return {
+            "discriminator": share * losses.loss,
+            "real_accuracy": share * losses.real_accuracy,
+            "fake_accuracy": share * losses.fake_accuracy,
+        }
 
     def _adversarial(self, planes: Tensor, target: Tensor, image: Tensor, share: float) -> Tensor:
         """The adversarial loss. Bypasses the DDP wrapper, as the discriminator's weights need no gradient here."""
@@ -177,15 +184,16 @@ class GanStep(Networks):
             for number, (part, image) in enumerate(zip(parts, images, strict=True)):
                 logits.append(self._logits(self._frozen_discriminator(number > 0), *part, image))
         real, fake = (torch.cat(each).requires_grad_() for each in zip(*logits, strict=True))
-        loss = self._discriminator_loss(real, fake, share)
-        gradients = [each.split(self.part_size) for each in torch.autograd.grad(loss, (real, fake))]
+        losses = self._discriminator_losses(real, fake, share)
+        logit_gradients = torch.autograd.grad(losses["discriminator"], (real, fake))
+        gradients = [each.split(self.part_size) for each in logit_gradients]
         self._frozen_discriminator().requires_grad_(True)
         self.optimizer_d.zero_grad(set_to_none=True)
         for number, (part, image) in enumerate(zip(parts, images, strict=True)):
             with _synchronized(self.wrapped_discriminator, number == len(parts) - 1):
                 outputs = self._logits(self.wrapped_discriminator, *part, image)
                 torch.autograd.backward(outputs, [each[number] for each in gradients])
-        return {"discriminator": loss} | self._descend_discriminator()
+        return losses | self._descend_discriminator()
 
     def _adversarial_gradients(
         self, parts: list[tuple[Tensor, Tensor]], images: list[Tensor], share: float
