@@ -66,22 +66,21 @@ SIZES = [(64, 96), (61, 83), (50, 33), (330, 18), (7, 90), (3, 2), (1, 1), (129,
 def test_concatenated_bands_equal_the_full_frame_at_any_size(network: Generator, height: int, width: int, rows: int):
     planes = frame(network, height, width)
     full, full_weights = network.with_attention(planes)
-    bands = list(predict_bands(network, planes, memory_bytes=memory_for(network, width, rows)))
-    image = torch.cat([band for band, _ in bands], dim=2)
+    limit, seen = memory_for(network, width, rows), {}
+    bands = predict_bands(network, planes, memory_bytes=limit, on_weights=lambda n, w: seen.setdefault(n, []).append(w))
+    image = torch.cat(list(bands), dim=2)
     assert image.shape == full.shape == (1, 3, network.scale * height, network.scale * width)
     assert (image - full).abs().max() <= 1e-5 * max(1, full.abs().max())
-    if full_weights is None:
-        assert all(weights is None for _, weights in bands)
-    else:
-        assert all(band.shape[2] == network.scale * weights.shape[2] for band, weights in bands)
-        weights = torch.cat([weights for _, weights in bands], dim=2)
-        assert weights.shape == (1, 1, height, width)
-        assert (weights - full_weights).abs().max() <= 1e-5
+    assert sorted(seen) == list(range(network.config.depth if network.config.gates else 0))
+    for level, expected in zip(sorted(seen, reverse=True), full_weights, strict=True):
+        weights = torch.cat(seen[level], dim=2)
+        assert weights.shape[2:] == tuple((side + -side % network.stride) >> level for side in (height, width))
+        assert (weights[..., : expected.shape[2], : expected.shape[3]] - expected).abs().max() <= 1e-5
 
 
 def test_predict_concatenates_the_bands(network: Generator):
     planes = frame(network, 61, 22)
-    bands = [band for band, _ in predict_bands(network, planes, memory_bytes=0)]
+    bands = list(predict_bands(network, planes, memory_bytes=0))
     assert len(bands) > 2
     assert torch.equal(predict(network, planes, memory_bytes=0), torch.cat(bands, dim=2))
 
@@ -233,9 +232,9 @@ def test_the_channels_last_layout_is_preserved(plain: Generator):
 
 
 def test_prediction_builds_no_autograd_graph(network: Generator):
-    for image, weights in predict_bands(network, frame(network, 20, 20)):
-        assert not image.requires_grad
-        assert weights is None or not weights.requires_grad
+    weights: list[Tensor] = []
+    for image in predict_bands(network, frame(network, 20, 20), on_weights=lambda _, rows: weights.append(rows)):
+        assert not any(each.requires_grad for each in (image, *weights))
         assert torch.is_grad_enabled()  # the caller's grad mode is unchanged between bands
 
 

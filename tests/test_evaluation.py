@@ -22,7 +22,7 @@ from lsid_ray.evaluate.measures import METRICS
 from lsid_ray.evaluate.report import perceptual_lines
 from lsid_ray.evaluate.score import at_output_scale, score_frame
 from lsid_ray.inference import frame as inference_frame
-from lsid_ray.inference.frame import enhance_frame
+from lsid_ray.inference.frame import enhance_frame, frame_input
 from lsid_ray.model.checkpoint import save_checkpoint
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.dng import write_dng
@@ -71,7 +71,7 @@ def test_every_image_is_scored_once_and_equals_scikit_image(saved: Path, shards:
             assert score[f"{prefix}ssim"] == pytest.approx(similarity, abs=1e-5)
     assert report["record"]["split"] == "test" and report["record"]["rendering"]["libraw"]
     assert done.summary["groups"][0]["images"] == len(opened.pairs)
-    assert len(list((saved.parent / "report" / "images").glob("*_attention.png"))) == 1
+    assert len(list((saved.parent / "report" / "images").glob("*_gate_?.png"))) == 2, "one per level"
 
 
 def test_learned_metrics_are_scored_in_every_process_or_said_to_be_missing(
@@ -151,7 +151,7 @@ def test_outputs_of_any_phase_and_odd_size_are_aligned_with_their_targets(
         rgb = torch.stack([planes[:, 0], (planes[:, 1] + planes[:, 3]) / 2, planes[:, 2]], 1) ** 0.45
         return rgb if output == "half" else rgb.repeat_interleave(2, 2).repeat_interleave(2, 3)
 
-    monkeypatch.setattr(inference_frame, "predict_bands", lambda _, planes, **__: [(planes_as_image(planes), None)])
+    monkeypatch.setattr(inference_frame, "predict_bands", lambda _, planes, **__: [planes_as_image(planes)])
     image, _ = enhance_frame(generator, opened.planes(pair), pair.short, pair.ratio, CPU)
     reference = reference_rendering(root / "long" / pair.long.shard.source)
     target = at_output_scale(reference, pair, generator.scale, CPU)
@@ -176,7 +176,7 @@ def test_edges_are_as_bright_as_the_rest(opened: Shards, monkeypatch: pytest.Mon
     flat = np.full(pair.short.shard.shape, 700, np.uint16)
 
     def unevenness() -> float:
-        image, weights = enhance_frame(generator, flat, pair.short, 10.0, CPU)
+        image, (weights,) = enhance_frame(generator, flat, pair.short, 10.0, CPU)
         assert image.shape[:2] == (pair.short.height, pair.short.width) and weights.shape == flat.shape[1:]
         image = image[::2, ::2]  # of a new network the four pixels of a packed one differ
         return (image - image[30, 30]).abs().max().item()
@@ -195,12 +195,16 @@ def test_the_images_of_a_frame_have_all_views_at_full_size(opened: Shards) -> No
     pair = opened.pairs[0]
     score, frame_images = score_frame(make_generator(), opened, pair, CPU, 1 << 20, with_images=True)
     assert frame_images is not None and frame_images.name == score.name
-    assert set(frame_images.images) == {"short", "plain", "output", "target", "attention"}
+    assert set(frame_images.images) == {"short", "plain", "output", "target", "gate_2", "gate_1"}
     assert frame_images.images["short"].mean() < frame_images.images["plain"].mean()
     assert {frame_images.images[v].shape for v in ("short", "plain", "output", "target")} == {(144, 192, 3)}
-    assert frame_images.images["attention"].shape == (72, 96)
+    assert [frame_images.images[view].shape for view in ("gate_2", "gate_1")] == [(36, 48), (72, 96)]
+    inputs = frame_input(opened.planes(pair), pair.short, pair.ratio, make_generator(), CPU)
+    for seen, expected in zip(("gate_2", "gate_1"), make_generator().with_attention(inputs)[1], strict=True):
+        inside = (slice(12, -12),) * 2  # the frame is continued beyond its edges
+        assert frame_images.images[seen][inside] == pytest.approx(expected[0, 0].detach().numpy()[inside], abs=1e-5)
     without = score_frame(make_generator(gates=False), opened, pair, CPU, 1 << 20, with_images=True)[1]
-    assert without is not None and "attention" not in without.images
+    assert without is not None and set(without.images) == {"short", "plain", "output", "target"}
 
 
 def test_an_evaluation_that_cannot_run_is_an_input_error(saved: Path, shards: Path, tmp_path: Path) -> None:

@@ -50,10 +50,9 @@ def test_the_output_has_the_expected_shape_at_any_size(network: Generator, heigh
     image, weights = network.with_attention(noise(2, height, width))
     assert image.shape == (2, 3, network.scale * height, network.scale * width)
     assert image.isfinite().all()
-    if network.config.gates:
-        assert weights is not None and weights.shape == (2, 1, height, width)
-    else:
-        assert weights is None and len(network.gates) == 0
+    levels = range(network.config.depth if network.config.gates else 0)
+    sizes = [(-(-height // 2**level), -(-width // 2**level)) for level in reversed(levels)]
+    assert [each.shape for each in weights] == [(2, 1, *size) for size in sizes] and len(network.gates) == len(levels)
 
 
 @torch.no_grad()
@@ -109,12 +108,13 @@ def test_a_gate_multiplies_the_skip_by_one_weight_per_pixel():
 
 
 @torch.no_grad()
-def test_with_attention_returns_the_weights_of_the_finest_gate():
+def test_with_attention_returns_the_weights_of_all_gates():
     network = make(SMALL["full"])
-    finest: list[Tensor] = []
-    network.gates[0].register_forward_hook(lambda *call: finest.append(call[2][1]))
-    image, weights = network.with_attention(noise(1, 13, 22))
-    assert torch.equal(weights, finest[0][..., :13, :22])
+    seen: list[Tensor] = []
+    for gate in network.gates:
+        gate.register_forward_hook(lambda *call: seen.append(call[2][1]))
+    image, (coarse, fine) = network.with_attention(noise(1, 13, 22))
+    assert torch.equal(fine, seen[1][..., :13, :22]) and torch.equal(coarse, seen[0][..., :7, :11])
     assert torch.equal(image, network(noise(1, 13, 22)))
 
 

@@ -59,7 +59,7 @@ def scores() -> list[Score]:
 def frame(scores: list[Score]) -> FrameImages:
     views = np.random.default_rng(0).random((4, 40, 60, 3), np.float32)
     images = dict(zip(("short", "plain", "output", "target"), views, strict=True))
-    return FrameImages(scores[0].name, 100, images | {"attention": views[0, ::2, ::2, 0]})
+    return FrameImages(scores[0].name, 100, images | {"gate_2": views[0, ::4, ::4, 0], "gate_1": views[0, ::2, ::2, 0]})
 
 
 def group(summary: dict, name: str) -> dict:
@@ -180,14 +180,16 @@ def test_images_keep_their_pixels_and_wide_ones_are_reduced(tmp_path, scores, fr
     assert Image.open(target).size == (1600, 5)
 
 
-def test_attention_is_shown_in_the_range_in_which_it_varies(tmp_path, scores, frame):
-    weights = np.full((20, 30), 0.95, np.float32)
-    weights[:, 15:] = 0.97
-    images = frame.images | {"attention": weights}
+def test_each_gate_is_shown_in_the_range_in_which_it_varies(tmp_path, scores, frame):
+    coarse, fine = np.full((10, 15), 0.25, np.float32), np.full((20, 30), 0.95, np.float32)
+    coarse[:, 5:], fine[:, 15:] = 0.75, 0.97
+    images = frame.images | {"gate_2": coarse, "gate_1": fine}
     written = write_report(tmp_path / "report", scores, [dataclasses.replace(frame, images=images)], {})
-    (attention,) = (tmp_path / "report" / "images").glob("*_attention.png")
-    assert np.unique(np.asarray(Image.open(attention))).tolist() == [0, 255]
-    assert "black: 0.950, white: 0.970" in written.read_text()
+    for name, weights in (("gate_2", coarse), ("gate_1", fine)):
+        (image,) = (tmp_path / "report" / "images").glob(f"*_{name}.png")
+        assert np.array_equal(np.asarray(Image.open(image)), np.where(weights == weights.max(), 255, 0))
+    captions = re.findall(r"<figcaption>Gate at (.*)<br><small>(.*)</small>", written.read_text())
+    assert captions == [("1/2", "black: 0.250, white: 0.750"), ("packed resolution", "black: 0.950, white: 0.970")]
 
 
 def test_json_holds_no_nan_or_infinity(tmp_path, scores):

@@ -21,7 +21,6 @@ VIEWS = {  # in the order in which they are shown
     "plain": "Plain rendering, amplified",
     "output": "Network",
     "target": "Long exposure",
-    "attention": "Finest attention gate",
 }
 
 
@@ -36,6 +35,18 @@ class SavedImages:
     """View -> its scores as text."""
     strip: str
     """All views in one row, with captions."""
+
+
+def is_gate(view: str) -> bool:
+    """Whether a view shows the weights of an attention gate, named by its fraction of the packed size: "gate_8"."""
+    return view.startswith("gate_")
+
+
+def _title(view: str) -> str:
+    if not is_gate(view):
+        return VIEWS[view]
+    fraction = view.removeprefix("gate_")
+    return "Gate at packed resolution" if fraction == "1" else f"Gate at 1/{fraction}"
 
 
 def number(value: float | None, form: str) -> str:
@@ -102,7 +113,12 @@ def render_report(
     not_measured: metric -> reason.
     """
     captioned = [
-        {**vars(frame), "captions": {view: frame.captions.get(view, "") for view in VIEWS}} for frame in frames
+        {
+            **vars(frame),
+            "captions": {view: frame.captions.get(view, "") for view in frame.files},
+            "gates": [view for view in frame.files if is_gate(view)],
+        }
+        for frame in frames
     ]
     return render_template(
         TEMPLATES / "report.html",
@@ -110,7 +126,7 @@ def render_report(
         group=group,
         frames=captioned,
         record=_flatten(record),
-        views=VIEWS,
+        views={view: _title(view) for frame in frames for view in frame.files},
         texture=texture,
         perceptual={name: ", ".join(filter(None, (METRICS[name].title, METRICS[name].unit))) for name in PERCEPTUAL},
         not_measured=not_measured,
@@ -121,24 +137,31 @@ def render_report(
 def save_images(
     report: Path, stem: str, title: str, images: dict[str, np.ndarray], captions: dict[str, str]
 ) -> SavedImages:
-    """Save each view as STEM_view.png, at most MAX_WIDTH wide, and all of them in one row as STEM_strip.png.
+    """Save each view as STEM_view.png, at most MAX_WIDTH wide, and all as STEM_strip.png, gates in a second row.
 
     images: view -> (H, W, 3) or (h, w), floats in [0, 1] or uint8. stem: a path relative to `report`.
     """
-    views = {view: _to_pillow(images[view]) for view in VIEWS if view in images}
+    names = [*VIEWS, *filter(is_gate, images)]
+    views = {view: _to_pillow(images[view]) for view in names if view in images}
     for view, image in views.items():
         image.save(report / f"{stem}_{view}.png", compress_level=4)
     first = next(iter(views.values()))
+    gates = list(filter(is_gate, views))
+    rows = [list(views)[: len(views) - len(gates)], *([gates] if gates else [])]
     width = 3.4
     height = width * first.height / first.width
     # A Figure of its own instead of pyplot: no global state, no display.
-    figure = Figure(figsize=(width * len(views), height + 0.8), layout="constrained")
+    columns = max(map(len, rows))
+    figure = Figure(figsize=(width * columns, (height + 0.5) * len(rows) + 0.3), layout="constrained")
     figure.suptitle(title, fontsize=11)
-    for axes, (view, image) in zip(figure.subplots(1, len(views)), views.items(), strict=True):
-        gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if image.mode == "L" else {}
-        axes.imshow(np.asarray(image), extent=(0, 1, 0, height / width), interpolation="antialiased", **gray)
-        axes.set_title("\n".join([VIEWS[view], captions.get(view, "")]), fontsize=9)
+    for axes in (grid := figure.subplots(len(rows), columns, squeeze=False)).flat:
         axes.axis("off")
+    for row, axes_of_row in zip(rows, grid, strict=True):
+        for view, axes in zip(row, axes_of_row, strict=False):
+            gray = {"cmap": "gray", "vmin": 0, "vmax": 255} if view in gates else {}
+            extent = (0, 1, 0, height / width)
+            axes.imshow(np.asarray(views[view]), extent=extent, interpolation="antialiased", **gray)
+            axes.set_title("\n".join([_title(view), captions.get(view, "")]), fontsize=9)
     figure.savefig(report / f"{stem}_strip.png", dpi=130)
     files = {view: f"{stem}_{view}.png" for view in views}
     return SavedImages(title, files, captions, f"{stem}_strip.png")

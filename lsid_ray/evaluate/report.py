@@ -222,8 +222,8 @@ def _save_frame(report: Path, number: int, frame: FrameImages, scores: list[Scor
         "output": f"{score.psnr_db:.2f} dB, SSIM {score.ssim:.3f}",
     }
     images = dict(frame.images)
-    if "attention" in images:
-        images["attention"], captions["attention"] = _stretched(images["attention"])
+    for view in filter(page.is_gate, frame.images):
+        images[view], captions[view] = _stretched(images[view])
     stem = f"images/{number:02d}_{re.sub(r'[^A-Za-z0-9._-]', '_', frame.name)}"
     iso = "" if score.iso is None else f", ISO {score.iso:.0f}"
     title = f"{frame.name} ({score.camera}{iso}), amplified x{frame.ratio:.0f}"
@@ -231,6 +231,6 @@ def _save_frame(report: Path, number: int, frame: FrameImages, scores: list[Scor
 
 
 def _stretched(weights: np.ndarray) -> tuple[np.ndarray, str]:
-    """Gate weights scaled to what varies in them, and a caption with their range."""
-    low, high = (float(value) for value in np.percentile(weights, (1, 99)))
-    return np.clip((weights - low) / max(high - low, 1e-6), 0, 1), f"black: {low:.3f}, white: {high:.3f}"
+    """Gate weights scaled to the range in which they vary, and a caption with this range."""
+    low, high = float(weights.min()), float(weights.max())
+    return (weights - low) / max(high - low, 1e-6), f"black: {low:.3f}, white: {high:.3f}"

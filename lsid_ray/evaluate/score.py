@@ -97,7 +97,8 @@ class FrameImages:
     ratio: float
     images: dict[str, np.ndarray]
     """`short` (not amplified), `plain`, `output`, `target`: (H, W, 3), floats in [0, 1] or uint8; and, if the network
-    has gates, `attention`: (h, w), floats in [0, 1]."""
+    has gates, coarse to fine the weights of each: `gate_8`, `gate_4`, `gate_2`, `gate_1`, at this part of the packed
+    size, floats in (0, 1)."""
 
 
 def at_output_scale(image_HW3: np.ndarray, pair: Pair, scale: int, device: torch.device) -> Tensor:
@@ -186,8 +187,8 @@ def score_frame(
         "target": target,
     }
     views_8bit = {name: (view * 255).round().byte().cpu().numpy() for name, view in views.items()}
-    if weights is not None:
-        views_8bit["attention"] = weights.cpu().numpy()
+    fractions = [2**level for level in reversed(range(len(weights)))]
+    views_8bit |= {f"gate_{n}": gate.cpu().numpy() for n, gate in zip(fractions, weights, strict=True)}
     return score, FrameImages(name=pair.name, ratio=pair.ratio, images=views_8bit)
 
 

@@ -17,6 +17,11 @@ from lsid_ray.model.generator import Generator
 
 MEMORY_BYTES = 1 << 30
 MAX_CPU_TENSOR_BYTES = 32 << 20  # per tensor; glibc maps fresh pages for each larger one, a fifth of the run time
+OnWeights = Callable[[int, Tensor], None]
+
+
+def no_weights(level: int, weights: Tensor) -> None:
+    """Takes no notice of a gate's weights."""
 
 
 def predict(generator: Generator, planes_1Chw: Tensor, *, memory_bytes: int = MEMORY_BYTES) -> Tensor:
@@ -26,7 +31,7 @@ def predict(generator: Generator, planes_1Chw: Tensor, *, memory_bytes: int = ME
     """
     image_13HW, top = None, 0
     height, width = (generator.scale * side for side in planes_1Chw.shape[-2:])
-    for band, _ in predict_bands(generator, planes_1Chw, memory_bytes=memory_bytes):
+    for band in predict_bands(generator, planes_1Chw, memory_bytes=memory_bytes):
         if image_13HW is None:
             image_13HW = band.new_empty(1, 3, height, width)
         image_13HW[:, :, top : top + band.shape[2]] = band
@@ -35,15 +40,20 @@ def predict(generator: Generator, planes_1Chw: Tensor, *, memory_bytes: int = ME
 
 
 def predict_bands(
-    generator: Generator, planes_1Chw: Tensor, *, memory_bytes: int = MEMORY_BYTES
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+    generator: Generator,
+    planes_1Chw: Tensor,
+    *,
+    memory_bytes: int = MEMORY_BYTES,
+    on_weights: OnWeights = no_weights,
+) -> Iterator[Tensor]:
     """Enhance one frame band by band, from top to bottom; equals a single pass to float rounding.
 
     generator: on the frame's device; not changed. planes_1Chw: (1, C, h, w) float, the generator's input.
     memory_bytes: limit of the working memory, which excludes the frame, the weights and the bands already yielded. It
         sets the height of the bands; bands have at least one stride of rows, even if these exceed the limit.
-    Yields rows of the image (1, 3, scale * rows, scale * w), unclamped, and the finest gate's weights for them
-        (1, 1, rows, w) in (0, 1), or None without gates. Bands differ in height; none is empty.
+    on_weights: called with the level of a gate, of which 0 is the finest, and the next rows of its weights, from top to
+        bottom: (1, 1, rows, w / 2**level) in (0, 1). Frame and weights are padded to multiples of the stride.
+    Yields rows of the image (1, 3, scale * rows, scale * w), unclamped. Bands differ in height; none is empty.
     Raises ValueError for another shape, or for BatchNorm in training mode, whose statistics need all rows at once.
     """
     if planes_1Chw.ndim != 4 or planes_1Chw.shape[0] != 1:
@@ -51,7 +61,7 @@ def predict_bands(
     if any(isinstance(module, nn.BatchNorm2d) and module.training for module in generator.modules()):
         raise ValueError("expected the generator in eval mode, got BatchNorm in training mode")
     rows = band_rows(generator, planes_1Chw.shape[3], memory_bytes, planes_1Chw.element_size())
-    return _predict_bands(generator, planes_1Chw, rows)
+    return _predict_bands(generator, planes_1Chw, rows, on_weights)
 
 
 def band_rows(generator: Generator, width: int, memory_bytes: int, bytes_per_value: int) -> int:
@@ -72,37 +82,37 @@ def band_rows(generator: Generator, width: int, memory_bytes: int, bytes_per_val
 
 
 @torch.no_grad()
-def _predict_bands(generator: Generator, planes_1Chw: Tensor, rows: int) -> Iterator[tuple[Tensor, Tensor | None]]:
+def _predict_bands(generator: Generator, planes_1Chw: Tensor, rows: int, on_weights: OnWeights) -> Iterator[Tensor]:
     height, width = planes_1Chw.shape[2:]
     scale, stride = generator.scale, generator.stride
-    finest = _Level(generator, 0, rows)
+    finest = _Level(generator, 0, rows, on_weights)
     rows_yielded = 0
     for top in range(0, height, rows):
         band = planes_1Chw[:, :, top : top + rows]
         band = F.pad(band, (0, -width % stride, 0, -band.shape[2] % stride), mode="replicate")
         for features, _ in finest.push(band, is_last=top + rows >= height):
             count = min(features.shape[2], height - rows_yielded)  # without the padding
-            weights = finest.weights.take(features.shape[2])[..., :count, :width] if generator.gates else None
             image = F.pixel_shuffle(generator.head(features), scale)
             if count:
-                yield image[..., : scale * count, : scale * width], weights
+                yield image[..., : scale * count, : scale * width]
             rows_yielded += count
 
 
 class _Level:
     """One level of the U-Net and all coarser ones: takes its input rows, yields its decoded rows with a delay."""
 
-    def __init__(self, generator: Generator, level: int, max_rows: int):
+    def __init__(self, generator: Generator, level: int, max_rows: int, on_weights: OnWeights):
         self.max_rows = max_rows
         self.encoder = _streaming_layers(generator.encoders[level])
-        self.coarser = _Level(generator, level + 1, max_rows // 2) if level < generator.config.depth else None
-        if self.coarser is not None:
+        self.coarser = None
+        if level < generator.config.depth:
+            self.coarser = _Level(generator, level + 1, max_rows // 2, on_weights)
             self.pool = _StreamingLayer(partial(F.max_pool2d, kernel_size=2), stride=2)
             self.up = _streaming_layers(generator.ups[level])
             self.gate = generator.gates[level] if generator.gates else None
             self.decoder = _streaming_layers(generator.decoders[level])
             self.skips = _RowQueue()
-            self.weights = _RowQueue() if level == 0 else None
+            self.on_weights = partial(on_weights, level)
 
     def push(self, rows: Tensor | None, is_last: bool) -> Iterator[tuple[Tensor, bool]]:
         """Yields all decoded rows that are ready, at most `max_rows` at a time, each with its own `is_last`.
@@ -120,8 +130,7 @@ class _Level:
             skip = self.skips.take(rows.shape[2])
             if self.gate is not None:
                 skip, weights = self.gate(rows, skip)
-                if self.weights is not None:
-                    self.weights.put(weights)
+                self.on_weights(weights)
             rows = torch.cat([skip, rows], dim=1)
             del skip  # frees its memory before the decoder runs
             rows = _push_through(self.decoder, rows, coarse_is_last)

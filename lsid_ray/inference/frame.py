@@ -10,7 +10,7 @@ from torch import Tensor
 from lsid_ray.data.index import PackedFrame
 from lsid_ray.data.preprocess import flip, network_input, to_camera_colors
 from lsid_ray.errors import InputError
-from lsid_ray.inference.bands import MEMORY_BYTES, predict_bands
+from lsid_ray.inference.bands import MEMORY_BYTES, OnWeights, no_weights, predict_bands
 from lsid_ray.inference.self_ensemble import ORIENTATIONS, check_self_ensemble, flip_frame
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.color import srgb_from_camera
@@ -49,17 +49,18 @@ def enhance_frame_bands(
     ratio: float,
     device: torch.device,
     memory_bytes: int = MEMORY_BYTES,
-) -> Iterator[tuple[Tensor, Tensor | None]]:
+    on_weights: OnWeights = no_weights,
+) -> Iterator[Tensor]:
     """Enhance one short exposure in bands of full rows, from top to bottom.
 
-    Yields (rows, W, 3) float32 in [0, 1], sRGB in sensor orientation, and the finest gate's weights (rows', w) in
-    packed pixels, or None. Together the bands have the size of the mosaic if `generator.scale` > 1, else the size of
-    the planes. For the arguments see `frame_input` and `predict_bands`.
+    Yields (rows, W, 3) float32 in [0, 1], sRGB in sensor orientation. Together the bands have the size of the mosaic if
+    `generator.scale` > 1, else the size of the planes. For the arguments see `frame_input` and `predict_bands`; the
+    weights are of the frame with `_margin` on each side.
     """
     inputs = frame_input(planes, frame, ratio, generator, device)
     colors = torch.from_numpy(srgb_from_camera(frame.color_matrix)).float()
-    margin = min(MARGIN, (min(inputs.shape[2:]) - 1) // 2 * 2)
     size = inputs.shape[2:]
+    margin = _margin(*size)
     top = left = generator.scale * margin
     height, width = size
     if generator.scale > 1:
@@ -67,15 +68,16 @@ def enhance_frame_bands(
         top, left = top + padding[0], left + padding[2]
         height, width = frame.height, frame.width
     inputs = F.pad(inputs, 4 * (margin,), mode="reflect")
-    row, packed_row = -top, -margin  # first row of the band in the image and in the planes; negative rows are padding
-    for image, weights in predict_bands(generator, inputs, memory_bytes=memory_bytes):
+    row = -top  # first row of the band in the image; negative rows are padding
+    for image in predict_bands(generator, inputs, memory_bytes=memory_bytes, on_weights=on_weights):
         band = image[0, :, max(-row, 0) : max(height - row, 0), left : left + width].float()
         row += image.shape[2]
-        if weights is not None:
-            rows = slice(max(-packed_row, 0), max(size[0] - packed_row, 0))
-            packed_row += weights.shape[2]
-            weights = weights[0, 0, rows, margin : margin + size[1]]
-        yield to_camera_colors(band, colors, generator.config).clamp(0, 1).permute(1, 2, 0), weights
+        yield to_camera_colors(band, colors, generator.config).clamp(0, 1).permute(1, 2, 0)
+
+
+def _margin(height: int, width: int) -> int:
+    """Packed pixels by which a frame of this size is continued on each side."""
+    return min(MARGIN, (min(height, width) - 1) // 2 * 2)
 
 
 def enhance_frame(
@@ -86,20 +88,32 @@ def enhance_frame(
     device: torch.device,
     memory_bytes: int = MEMORY_BYTES,
     self_ensemble: bool = False,
-) -> tuple[Tensor, Tensor | None]:
-    """Concatenate the bands of `enhance_frame_bands`: image (H, W, 3), and weights (h, w) or None.
+) -> tuple[Tensor, list[Tensor]]:
+    """The image (H, W, 3) of `enhance_frame_bands`, and the weights of each gate, coarse to fine, none without gates.
 
+    The finest gate's are (h, w) in packed pixels, in (0, 1); those of each coarser one half as many, rounded up.
     self_ensemble: the image is the mean of eight predictions, see `inference.self_ensemble`; the weights are those of
         the frame as it is. Raises: InputError at half resolution.
     """
+    bands: dict[int, list[Tensor]] = {}
+
+    def keep(level: int, weights: Tensor) -> None:
+        bands.setdefault(level, []).append(weights[0, 0])
+
     if self_ensemble:
         raw = frame if isinstance(frame, RawFrame) else frame.raw_frame(planes)
-        total, weights = _sum_of_orientations(generator, raw, ratio, device, memory_bytes)
+        total = _sum_of_orientations(generator, raw, ratio, device, memory_bytes, keep)
         total /= len(ORIENTATIONS)
-        return torch.from_numpy(total).to(device), weights
-    bands = list(enhance_frame_bands(generator, planes, frame, ratio, device, memory_bytes))
-    weights = [band_weights for _, band_weights in bands if band_weights is not None]
-    return torch.cat([image for image, _ in bands]), torch.cat(weights) if weights else None
+        image = torch.from_numpy(total).to(device)
+    else:
+        image = torch.cat(list(enhance_frame_bands(generator, planes, frame, ratio, device, memory_bytes, keep)))
+    margin = _margin(*planes.shape[1:])
+
+    def within(weights: Tensor, level: int) -> Tensor:
+        rows, columns = (slice(margin >> level, -(-(margin + side) >> level)) for side in planes.shape[1:])
+        return weights[rows, columns]
+
+    return image, [within(torch.cat(bands[level]), level) for level in sorted(bands, reverse=True)]
 
 
 def enhance_raw(
@@ -115,35 +129,38 @@ def enhance_raw(
     self_ensemble: as `enhance_frame`.
     """
     if self_ensemble:
-        total, _ = _sum_of_orientations(generator, frame, ratio, device, memory_bytes)
+        total = _sum_of_orientations(generator, frame, ratio, device, memory_bytes)
         total *= 65535 / len(ORIENTATIONS)
         return upright(total.round(out=total).astype(np.uint16), frame.orientation)
     planes = pack(frame.mosaic, frame.cfa)
     size = frame.mosaic.shape if generator.scale > 1 else planes.shape[1:]
     image = np.empty((*size, 3), np.uint16)
     row = 0
-    for band, _ in enhance_frame_bands(generator, planes, frame, ratio, device, memory_bytes):
+    for band in enhance_frame_bands(generator, planes, frame, ratio, device, memory_bytes):
         image[row : row + len(band)] = (band * 65535).round().cpu().numpy()
         row += len(band)
     return upright(image, frame.orientation)
 
 
 def _sum_of_orientations(
-    generator: Generator, frame: RawFrame, ratio: float, device: torch.device, memory_bytes: int
-) -> tuple[np.ndarray, Tensor | None]:
-    """The sum of the images in all `ORIENTATIONS`, (H, W, 3) float32, and the weights (h, w) of the first.
+    generator: Generator,
+    frame: RawFrame,
+    ratio: float,
+    device: torch.device,
+    memory_bytes: int,
+    on_weights: OnWeights = no_weights,
+) -> np.ndarray:
+    """The sum of the images in all `ORIENTATIONS`, (H, W, 3) float32. on_weights: for those of the first.
 
     Each image is predicted in bands, which are added at their place, so that only the sum is held in full.
     """
     check_self_ensemble(generator)
     total = np.zeros((*frame.mosaic.shape, 3), np.float32)
-    weights = []
     for flips in ORIENTATIONS:
         flipped, view, row = flip_frame(frame, flips), flip(total, flips), 0
+        keep = on_weights if flips == ORIENTATIONS[0] else no_weights
         planes = pack(flipped.mosaic, flipped.cfa)
-        for band, band_weights in enhance_frame_bands(generator, planes, flipped, ratio, device, memory_bytes):
+        for band in enhance_frame_bands(generator, planes, flipped, ratio, device, memory_bytes, keep):
             view[row : row + len(band)] += band.cpu().numpy()
             row += len(band)
-            if flips == ORIENTATIONS[0] and band_weights is not None:
-                weights.append(band_weights)
-    return total, torch.cat(weights) if weights else None
+    return total

@@ -108,8 +108,11 @@ class Generator(nn.Module):
         """Returns the image; for shapes see the class."""
         return self.with_attention(planes)[0]
 
-    def with_attention(self, planes: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Returns the image, and the finest gate's weights (B, 1, h, w) or None without gates."""
+    def with_attention(self, planes: Tensor) -> tuple[Tensor, list[Tensor]]:
+        """Returns the image, and the weights of each gate, coarse to fine; without gates an empty list.
+
+        At level l, of which 0 is the finest, they are (B, 1, h / 2**l, w / 2**l), rounded up.
+        """
         height, width = planes.shape[-2:]
         pad = (0, -width % self.stride, 0, -height % self.stride)
         features = F.pad(planes, pad, mode="replicate")
@@ -118,14 +121,15 @@ class Generator(nn.Module):
             features = encoder(F.max_pool2d(features, 2) if level else features)
             skips.append(features)
         skips.pop()
-        weights = None
+        weights: list[Tensor] = []
         for level in reversed(range(self.config.depth)):
             features = self.ups[level](features)
             skip = skips.pop()
             if self.gates:
-                skip, weights = self.gates[level](features, skip)
+                skip, level_weights = self.gates[level](features, skip)
+                weights.append(level_weights[..., : -(-height // 2**level), : -(-width // 2**level)])
             features = self.decoders[level](torch.cat([skip, features], dim=1))
         image = self.head(features)
         image = F.pixel_shuffle(image, self.scale)
         image = image[..., : self.scale * height, : self.scale * width]
-        return image, None if weights is None else weights[..., :height, :width]
+        return image, weights
