@@ -100,9 +100,9 @@ def test_the_image_is_the_mean_of_eight_whole_frames_flipped_back(
     limits = []
     predict_bands = inference_frame.predict_bands
 
-    def recorded(*arguments: object, memory_bytes: int) -> object:
+    def recorded(*arguments: object, memory_bytes: int, **more: object) -> object:
         limits.append(memory_bytes)
-        return predict_bands(*arguments, memory_bytes=memory_bytes)
+        return predict_bands(*arguments, memory_bytes=memory_bytes, **more)
 
     monkeypatch.setattr(inference_frame, "predict_bands", recorded)
     planes = pack(frame.mosaic, frame.cfa)

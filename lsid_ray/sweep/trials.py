@@ -7,6 +7,7 @@ STORAGE/NAME/trials/trial-000/       each trial: a run's folder (see `train.run_
 
 import dataclasses
 import json
+import threading
 import time
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,7 +19,8 @@ from lsid_ray.config.serialization import difference, identity, jsonable
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 from lsid_ray.sweep.space import Dimension, Parameters, with_parameters
-from lsid_ray.train.run_log import read_events
+from lsid_ray.train.events import Event
+from lsid_ray.train.run_log import LOG, LogReader
 from lsid_ray.train.tracker import Tracker
 
 DEFINITION = "sweep-definition.json"
@@ -156,34 +158,72 @@ def read_trials(definition: SweepDefinition) -> list[Trial]:
     names = sorted(name.removesuffix("/trial.json") for name in files if name.endswith("/trial.json"))
     batch_size = definition.experiment.training.batch_size
     return [
-        _read_trial(trials / name, batch_size, files[f"{name}/trial.json"], files.get(f"{name}/metrics.jsonl"))
+        _reader(trials / name).read(batch_size, files[f"{name}/trial.json"], files.get(f"{name}/{LOG}"))
         for name in names
     ]
 
 
-@lru_cache(maxsize=4096)
-def _read_trial(folder: AnyPath, batch_size: int, *versions: tuple[int, int] | None) -> Trial:
-    """A trial. versions: size and modification time of its files, so that the cache misses when they change."""
-    metadata = read_json(folder / "trial.json")
-    batch_size = metadata["parameters"].get("training.batch_size", batch_size)
-    events = read_events(folder)
-    steps = [event for event in events if event["kind"] == "train"]
-    first = steps[0] if steps else None
-    return Trial(
-        number=metadata["number"],
-        folder=folder,
-        parameters=metadata["parameters"],
-        state=metadata["state"],
-        reason=metadata["reason"],
-        began=metadata["began"],
-        validations=tuple(event for event in events if event["kind"] == "validation"),
-        epoch=max((event["epoch"] for event in events if "epoch" in event), default=0),
-        samples=batch_size * max((event["step"] for event in events), default=0),
-        overhead_s=first and first["time"] - first["seconds"] * (1 - first["waiting_for_data"]) - metadata["began"],
-        busy_s=sum(event["seconds"] * (1 - event["waiting_for_data"]) for event in steps)
-        + sum(event["seconds"] for event in events if event["kind"] == "validation"),
-        seconds_left=steps[-1]["seconds_left"] if steps else None,
-    )
+class _TrialReader:
+    """Reads a trial again and again: of its files those that have changed, of its log what was added."""
+
+    def __init__(self, folder: AnyPath):
+        self.folder = folder
+        self.log = LogReader(folder)
+        self.lock = threading.Lock()  # of the thread that shows the sweep, and Ray Tune's
+        self.metadata: dict[str, Any] = {}
+        self.versions: tuple[Any, Any] = (None, None)
+        self._forget()
+
+    def read(self, batch_size: int, metadata: tuple[int, int], log: tuple[int, int] | None) -> Trial:
+        """The trial. metadata, log: size and modification time of both files; batch_size: of the experiment."""
+        with self.lock:
+            if metadata != self.versions[0]:
+                self.metadata = read_json(self.folder / "trial.json")
+            if log is None:
+                self._forget()
+            elif log != self.versions[1]:
+                events, is_new = self.log.read()
+                if is_new:
+                    self._forget()
+                for event in events:
+                    self._add(event)
+            self.versions = metadata, log
+            return self._trial(batch_size)
+
+    def _forget(self) -> None:
+        self.validations: list[Event] = []
+        self.first: Event | None = None
+        self.last: Event | None = None
+        self.epoch, self.step, self.busy_s = 0, 0, 0.0
+
+    def _add(self, event: Event) -> None:
+        self.epoch, self.step = max(self.epoch, event.get("epoch", 0)), max(self.step, event["step"])
+        if event["kind"] == "validation":
+            self.validations.append(event)
+            self.busy_s += event["seconds"]
+        elif event["kind"] == "train":
+            self.first, self.last = self.first or event, event
+            self.busy_s += event["seconds"] * (1 - event["waiting_for_data"])
+
+    def _trial(self, batch_size: int) -> Trial:
+        first, metadata = self.first, self.metadata
+        return Trial(
+            number=metadata["number"],
+            folder=self.folder,
+            parameters=metadata["parameters"],
+            state=metadata["state"],
+            reason=metadata["reason"],
+            began=metadata["began"],
+            validations=tuple(self.validations),
+            epoch=self.epoch,
+            samples=metadata["parameters"].get("training.batch_size", batch_size) * self.step,
+            overhead_s=first and first["time"] - first["seconds"] * (1 - first["waiting_for_data"]) - metadata["began"],
+            busy_s=self.busy_s,
+            seconds_left=self.last and self.last["seconds_left"],
+        )
+
+
+_reader = lru_cache(maxsize=4096)(_TrialReader)
 
 
 def elapsed_s(folder: AnyPath) -> float:

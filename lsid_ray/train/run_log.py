@@ -15,7 +15,7 @@ from lsid_ray import storage
 from lsid_ray.config.serialization import jsonable
 from lsid_ray.errors import InputError
 from lsid_ray.model.checkpoint import with_nan
-from lsid_ray.object_store import RemotePath
+from lsid_ray.object_store import RemotePath, store_errors
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.events import SHOWN_ONLY, Event, scalars
 from lsid_ray.train.run_folder import saved_checkpoints
@@ -35,13 +35,48 @@ def read_events(folder: AnyPath) -> list[Event]:
     A metric that could not be computed, as of frames that are too small for it, is null in the file and NaN here.
     """
     path = folder / LOG
-    lines = path.read_text().splitlines(True) if path.exists() else []
-    events = [json.loads(line) for line in lines if line.endswith("\n")]
-    return [with_nan(event) if event["kind"] == "validation" else event for event in events]
+    lines = path.read_bytes().splitlines(True) if path.exists() else []
+    return [_event(line) for line in lines if line.endswith(b"\n")]
 
 
-def _line(event: Event) -> str:
-    return json.dumps(jsonable(event), allow_nan=False) + "\n"
+def _event(line: bytes) -> Event:
+    event = json.loads(line)
+    return with_nan(event) if event["kind"] == "validation" else event
+
+
+def _line(event: Event) -> bytes:
+    return (json.dumps(jsonable(event), allow_nan=False) + "\n").encode()
+
+
+class LogReader:
+    """Follows the log of a run: reads what has been added since the last time, of an object only that range."""
+
+    def __init__(self, folder: AnyPath):
+        self.path = folder / LOG
+        self.end, self.last_line = 0, b""
+
+    def read(self) -> tuple[list[Event], bool]:
+        """The events since the last call; and whether the log was written anew, in which case they are all of them.
+
+        A restart drops events (see `RunLog`). Each line has the time, and so no other is like the last that was read:
+        where that still stands, no event before it has been dropped.
+        """
+        with self.path.open("rb") as file, store_errors(self.path):
+            start = self.end - len(self.last_line)
+            is_new = file.seek(0, os.SEEK_END) < self.end
+            file.seek(0 if is_new else start)
+            content = file.read()
+            if not is_new and not content.startswith(self.last_line):
+                is_new = True
+                file.seek(0)
+                content = file.read()
+        if is_new:
+            self.end, self.last_line = 0, b""
+        lines = content[len(self.last_line) :].splitlines(keepends=True)
+        lines = lines[: len(lines) - (content[-1:] != b"\n")]  # without one that is still being written
+        self.end += sum(map(len, lines))
+        self.last_line = lines[-1] if lines else self.last_line
+        return [_event(line) for line in lines], is_new
 
 
 @contextmanager
@@ -119,9 +154,9 @@ class RunLog:
             if event["step"]:
                 kept += self._unlogged_validation(kept, event)
             with storage.atomic_write(path) as file:
-                file.write("".join(map(_line, kept)).encode())
+                file.write(b"".join(map(_line, kept)))
             self.tensorboard = None
-        line = _line(event).encode()
+        line = _line(event)
         with path.open("ab", buffering=0) as file:
             size = file.tell()
             if file.write(line) < len(line):
