@@ -61,7 +61,7 @@ def test_parameters_change_only_their_fields() -> None:
         ("loss.adv-weight", "normal:0:1", "expected loguniform:LOW:HIGH, uniform:LOW:HIGH or choice"),
         ("loss.adv-weight", "", "expected loguniform:LOW:HIGH, uniform:LOW:HIGH or choice"),
         ("loss.adv-weight", "uniform:a:1", "is 'a': Input should be a valid number"),
-        ("loss.weight", "uniform:0:1", "loss has no such field, expected one of l1-weight, adv-weight"),
+        ("loss.weight", "uniform:0:1", "loss has no such field, expected one of l1-weight, ssim-weight, adv-weight"),
         ("cluster.readers", "choice:1,2", "expected a field of generator, discriminator, loss, optimizer, training"),
         ("name", "choice:a,b", "expected a field of generator"),
         ("training.crop", "uniform:32:33", "--training.crop is 33: expected a multiple of 8"),
