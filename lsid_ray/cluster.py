@@ -150,17 +150,41 @@ def _shortage(config: ClusterConfig, nodes: tuple[Resources, ...], has: str, opt
 
 def _count_runs(config: ClusterConfig, nodes: tuple[Resources, ...]) -> int:
     """The number of such runs that these nodes hold side by side."""
-    free = [[node.get("CPU", 0), node.get("GPU", 0)] for node in nodes]
+    free = _free(nodes)
+    runs = 0
+    while _reserve_run(config, nodes, free):
+        runs += 1
+    return runs
+
+
+def validation_slots(config: ClusterConfig, workers: int) -> int:
+    """How many frames of a validation the nodes that are alive can score at a time beside a run with so many workers.
+
+    Each takes a CPU and, in a run on GPUs, a GPU. What other jobs hold is not known in advance: it counts as free.
+    """
+    nodes = current_capacity().alive
+    free, slots = _free(nodes), 0
+    if not _reserve_run(replace(config, num_workers=workers), nodes, free):
+        return 0
+    while _reserve(free, 1, int(config.use_gpu)):
+        slots += 1
+    return slots
+
+
+def _free(nodes: tuple[Resources, ...]) -> list[list[float]]:
+    """CPUs and GPUs of each node."""
+    return [[node.get("CPU", 0), node.get("GPU", 0)] for node in nodes]
+
+
+def _reserve_run(config: ClusterConfig, nodes: tuple[Resources, ...], free: list[list[float]]) -> bool:
+    """Take what a run needs from what is free on the nodes; False if it does not fit, after a part of it was taken."""
     reading = [each for each, node in zip(free, nodes, strict=True) if node.get(config.readers_on or "CPU")]
     run = [
         *[(free, config.cpus_per_worker, config.gpus_per_worker if config.use_gpu else 0)] * config.num_workers,
         *[(reading, CPUS_PER_READER, 0)] * config.readers,
         (free, REPARTITION_CPUS, 0),
     ]
-    runs = 0
-    while all(_reserve(*part) for part in run):
-        runs += 1
-    return runs
+    return all(_reserve(*part) for part in run)
 
 
 def _reserve(free: list[list[float]], cpus: float, gpus: float) -> bool:

@@ -5,7 +5,8 @@ training.pt             networks, optimizers and the step to resume from
 experiment.json         the resolved experiment
 checkpoint.json         step, epoch and, of a validation, its scores; names and sizes of the other files
 
-checkpoint.json is written last: a checkpoint is complete if it has all files that checkpoint.json lists.
+checkpoint.json is written last: a checkpoint is complete if it has all files that checkpoint.json lists. It is replaced
+when the scores come later.
 """
 
 import io
@@ -50,6 +51,13 @@ def save_checkpoint(
     (folder / EXPERIMENT).write_text(to_json(experiment))
     files = {path.name: path.stat().st_size for path in sorted(folder.iterdir())}
     (folder / METRICS).write_text(json.dumps(jsonable({**metrics, "files": files}), indent=2, allow_nan=False))
+
+
+def write_metrics(folder: AnyPath, metrics: dict[str, Any]) -> None:
+    """Replace the step, epoch and scores of a complete checkpoint, atomically. Raises: OSError if they cannot be."""
+    files = json.loads((folder / METRICS).read_text())["files"]
+    with storage.atomic_write(folder / METRICS) as file:
+        file.write(json.dumps({**metrics, "files": files}, indent=2).encode())
 
 
 def is_complete(folder: AnyPath) -> bool:

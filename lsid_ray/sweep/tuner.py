@@ -145,6 +145,7 @@ class _TrialDriver(tune.Trainable):
                 on_event=self._on_event,
                 until_epoch=self.definition.trial_epochs,
                 tracker=self.definition.tracker,
+                validate_apart=False,  # what a trial leaves free is another's
             )
         except Exception as error:  # a failed trial is a result of the sweep
             reason = str(error) or type(error).__name__

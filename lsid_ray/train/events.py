@@ -7,7 +7,8 @@ An event is a dictionary with a "kind". Those that are logged have a "step":
               real_accuracy and fake_accuracy (0 to 1, once it trains), learning_rate, seconds, samples_per_s,
               seconds_left (null for the first seconds), and as shares of the time waiting_for_data and saving; about
               once per second
-"validation"  epoch, frames, psnr_db, ssim, and those of --training.metrics, seconds
+"validation"  epoch, frames, psnr_db, ssim, and those of --training.metrics, seconds; of an earlier step than the latest
+              if training went on meanwhile
 "diverged"    losses, pairs (names): a loss is not finite, and the run ends or goes back
 "rollback"    reason, skipped_step, halves_rate: the run goes back to its latest checkpoint, at `step`
 "resize"      workers: the run goes on from its latest checkpoint, at `step`, with as many

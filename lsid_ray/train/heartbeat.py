@@ -16,8 +16,8 @@ from lsid_ray.progress import format_duration
 BEAT_S = 1.0
 ANSWER_TIMEOUT_S = 30.0
 SILENT_S = 15.0  # without a beat: not only the training loop hangs, but its process
-STARTING, WAITING_FOR_DATA, TRAINING, VALIDATING, SAVING = (
-    "starting", "waiting for data", "training", "validating", "saving a checkpoint",
+STARTING, WAITING_FOR_DATA, TRAINING, VALIDATING, SAVING, WAITING_FOR_VALIDATION = (
+    "starting", "waiting for data", "training", "validating", "saving a checkpoint", "waiting for a validation",
 )  # fmt: skip
 
 

@@ -17,15 +17,15 @@ from lsid_ray.config.serialization import from_json
 from lsid_ray.data.index import open_shards
 from lsid_ray.data.schedule import Schedule
 from lsid_ray.data.stream import check_order, local_batches
-from lsid_ray.evaluate.score import validate
-from lsid_ray.evaluate.validation_image import validation_image
 from lsid_ray.model.checkpoint import load_training_state
-from lsid_ray.train.heartbeat import SAVING, TRAINING, VALIDATING, WAITING_FOR_DATA, Heartbeat
+from lsid_ray.train.collective import from_first, gather
+from lsid_ray.train.heartbeat import SAVING, TRAINING, WAITING_FOR_DATA, Heartbeat
 from lsid_ray.train.initial_weights import read_initial_weights
 from lsid_ray.train.preemption import PreemptionWatch
 from lsid_ray.train.run_folder import rate_scale
 from lsid_ray.train.saver import Saver
 from lsid_ray.train.step import GanStep
+from lsid_ray.train.validation import WorkerValidation
 
 LOG_SECONDS = 1.0  # between "train" events
 PACE_EVENTS = 300  # of a second each: what the time left is estimated from
@@ -37,8 +37,8 @@ def training_loop(options: dict[str, Any]) -> None:
 
     options: "experiment" (JSON), "shards" (folder), "folder" (of the run), "checkpoint" (folder, or None), "events"
     (handle of the `train.events.EventBuffer` to which rank 0 writes), "rollbacks" (of the run so far), "measures"
-    (reference to the `evaluate.measures.Measures` of validations), and "stop_step" (where this call ends, while all
-    schedules follow the whole experiment).
+    (reference to the `evaluate.measures.Measures` of validations), "validates_apart" (see `train.validation`), and
+    "stop_step" (where this call ends, while all schedules follow the whole experiment).
     """
     # --- Initialize
     experiment = from_json(options["experiment"], "the experiment")
@@ -53,8 +53,7 @@ def training_loop(options: dict[str, Any]) -> None:
 
     # --- Load dataset: the schedule of this run, and full frames to validate on
     schedule = Schedule(open_shards(options["shards"], ["train"]).pairs, training)
-    validation = open_shards(options["shards"], ["validation"], experiment.cluster.cache_gb)
-    measures = ray.get(options["measures"]).load(device)
+    validation = WorkerValidation(experiment, options, world_size, device, heartbeat)
     stream = ray.train.get_dataset_shard("train")
 
     # --- Construct networks and optimizers
@@ -65,10 +64,8 @@ def training_loop(options: dict[str, Any]) -> None:
     gan_step = GanStep(experiment, schedule.total_steps, device, wrap)
 
     # --- Resume
-    is_abandoned = [ray.get(events.is_stopping.remote())]
-    if world_size > 1:
-        dist.broadcast_object_list(is_abandoned, src=0)
-    if is_abandoned[0]:  # the driver gave up while the workers were starting
+    is_abandoned = ray.get(events.is_stopping.remote())
+    if from_first(is_abandoned, world_size):  # the driver gave up while the workers were starting
         return heartbeat.end()
     if options["checkpoint"]:
         gan_step.load_state_dict(load_training_state(storage.to_path(options["checkpoint"])))
@@ -128,45 +125,19 @@ def training_loop(options: dict[str, Any]) -> None:
                 event = _train_event(window, gan_step, epoch, training.batch_size)
                 events.put.remote(event | {"seconds_left": seconds_left})
             window = _LogWindow()
-        if not validating:
-            if saving:
-                saved_step, save_start = gan_step.step, time.perf_counter()
-                _save(saver, rank, experiment, gan_step, {"step": gan_step.step, "epoch": epoch})
-                window.saving += time.perf_counter() - save_start
-            if stopping:
-                return heartbeat.end()
-            continue
-
-        # --- Validate on full frames, spread over the workers
-        if world_size > 1:
-            for buffer in gan_step.scored.buffers():
-                dist.broadcast(buffer, src=0)
-        gan_step.scored.eval()
-        heartbeat.begin(VALIDATING, gan_step.step)
-        validation_start = time.perf_counter()
-        scores = []
-        first, last = (len(validation.pairs) * each // world_size for each in (rank, rank + 1))
-        own = validate(gan_step.scored, validation, validation.pairs[first:last], device, measures)
-        for score, image, target in own:
-            scores.append(score)
-            heartbeat.go_on()
-            if first + len(scores) == 1:
-                pair = validation.pairs[0]
-                planes = validation.planes(pair)
-                pixels = validation_image(gan_step.scored, planes, pair.short, pair.ratio, image, target)
-                events.put.remote({"kind": "image", "step": gan_step.step, "name": pair.name, "pixels": pixels})
-        heartbeat.begin(SAVING, gan_step.step)
-        rows = _gather(scores, world_size)
-        metrics = {"step": gan_step.step, "epoch": epoch, "frames": len(rows)}
-        metrics |= {name: float(np.mean([row[name] for row in rows])) for name in ("psnr_db", "ssim", *measures)}
-        if rank == 0:
-            events.put.remote({"kind": "validation", **metrics, "seconds": time.perf_counter() - validation_start})
-
-        saved_step = gan_step.step
-        _save(saver, rank, experiment, gan_step, metrics)
+        if validating or saving:
+            saved_step, save_start = gan_step.step, time.perf_counter()
+            metrics = {"step": gan_step.step, "epoch": epoch}
+            if validating:
+                metrics |= validation.scores(gan_step.scored, metrics)
+                heartbeat.begin(SAVING, gan_step.step)
+            _save(saver, rank, experiment, gan_step, metrics)
+            window.saving += time.perf_counter() - save_start
         if stopping:
             return heartbeat.end()
-        window = _LogWindow()
+        if validating:
+            validation.wait(gan_step.step)
+            window = _LogWindow()
     heartbeat.end()
 
 
@@ -231,15 +202,6 @@ def _report_divergence(
     events: Any, rank: int, world_size: int, step: int, losses: dict[str, float], pairs: list[str]
 ) -> None:
     """Report the step and all pairs of its batch."""
-    names = sorted(set(_gather(pairs, world_size)))
+    names = sorted(set(gather(pairs, world_size)))
     if rank == 0:
         events.put.remote({"kind": "diverged", "step": step, "losses": losses, "pairs": names})
-
-
-def _gather(part: list[Any], world_size: int) -> list[Any]:
-    """The parts of all workers in one list, by rank."""
-    if world_size == 1:
-        return part
-    parts: list[Any] = [None] * world_size
-    dist.all_gather_object(parts, part)
-    return [item for each in parts for item in each]

@@ -16,6 +16,7 @@ from lsid_ray.storage import AnyPath
 from lsid_ray.train.elastic import MissingWorkers
 from lsid_ray.train.heartbeat import TRAINING, WAITING_FOR_DATA, Beat, StallDetector
 from lsid_ray.train.run_log import RunLog
+from lsid_ray.train.validator import Validator
 
 POLL_S = 0.5  # between calls of `EventBuffer.take`
 TAKE_TIMEOUT_S = 60.0
@@ -39,6 +40,8 @@ class Monitor:
     """Says what the run waits for before its first step; called with whether its workers have started."""
     missing_workers: MissingWorkers | None = None
     """The workers that the run lacks; None if it never takes more."""
+    validator: Validator | None = None
+    """Validates checkpoints apart from training; None if nobody does."""
     stall: str = ""
     """Which workers were killed, and why."""
     lost: dict[str, str] = field(default_factory=lost_nodes)
@@ -100,6 +103,8 @@ class Monitor:
             except ray.exceptions.RayError as error:
                 reason = str(error).splitlines()[0]
                 self.log.write({"kind": "warning", "message": f"events of the workers are lost: {reason}"})
+                while not ended.wait(POLL_S):  # workers may wait for a validation
+                    self._validate()
                 return
             started, self.beats = bool(beats), beats
             activities = {beat.activity for beat in beats.values()}
@@ -110,6 +115,7 @@ class Monitor:
                 self.log.write(event)
             if last:
                 return
+            self._validate()
             if stalled := detector.stalled(beats, now):
                 self.stall = "; ".join(detector.describe(rank, beat, now) for rank, beat in stalled.items())
                 for beat in stalled.values():
@@ -135,6 +141,11 @@ class Monitor:
                 self.kill_workers()
         elif not self.stopping and self.missing_workers.have_joined(len(self.beats)):
             self.stopping = self.resizing = True
+
+    def _validate(self) -> None:
+        if self.validator is not None:
+            self.validator.poll()
+            self.stopping = self.stopping or self.validator.error is not None
 
     def _is_stop_requested(self) -> bool:
         try:

@@ -4,14 +4,16 @@ STORAGE/NAME/experiment.json    the resolved experiment
 STORAGE/NAME/data.sha256        digest of the data that it is trained and validated on
 STORAGE/NAME/metrics.jsonl      one event per line
 STORAGE/NAME/tensorboard/       the same for TensorBoard
-STORAGE/NAME/checkpoint_*/      the best checkpoint, of those made at a validation, and the latest
+STORAGE/NAME/checkpoint_*/      the best checkpoint, of those that were validated, the latest, and those that await
+                                their validation
 STORAGE/NAME/best/              a copy of the best, for other jobs
 STORAGE/NAME/tracking.json      its runs in MLflow or W&B, and what they were sent
 STORAGE/NAME/rollbacks.json     how the run went on after losses that were not finite
 STORAGE/NAME/stop               create this file to end the run early
 
 Ray Train's checkpoint_manager_snapshot.json is not relied upon: Ray writes it in place, and refuses a run whose
-snapshot is cut or names a folder that is gone. The checkpoints themselves tell what there is.
+snapshot is cut or names a folder that is gone. The checkpoints themselves tell what there is, and Ray deletes none: it
+would take one whose scores are still to come for the worst.
 """
 
 import json
@@ -26,6 +28,7 @@ from lsid_ray.model.checkpoint import EXPERIMENT, METRICS, WEIGHTS, is_complete,
 from lsid_ray.storage import AnyPath
 
 STOP = "stop"
+AWAITS_VALIDATION = "awaits_validation"  # in the metrics of a checkpoint whose scores are still to come
 ROLLBACKS = "rollbacks.json"
 
 
@@ -72,7 +75,7 @@ class SavedCheckpoint:
 
     folder: AnyPath
     metrics: dict[str, Any]
-    """Step, epoch and, if it was made at a validation, scores."""
+    """Step, epoch and, if it was validated, scores."""
 
     @property
     def step(self) -> int:
@@ -80,8 +83,13 @@ class SavedCheckpoint:
 
     @property
     def is_scored(self) -> bool:
-        """Whether it was made at a validation."""
+        """Whether it was validated."""
         return "psnr_db" in self.metrics
+
+    @property
+    def awaits_validation(self) -> bool:
+        """Whether it is to be validated apart from training."""
+        return AWAITS_VALIDATION in self.metrics
 
 
 def checkpoint_name(step: int) -> str:
@@ -143,14 +151,29 @@ def rate_scale(rollbacks: tuple[Rollback, ...], step: int) -> float:
     return 0.5 ** sum(rollback.halves_rate and rollback.resumed_step <= step for rollback in rollbacks)
 
 
+def remove_superseded(folder: AnyPath) -> None:
+    """Delete the complete checkpoints that are neither the best nor the latest, nor await their validation."""
+    checkpoints = saved_checkpoints(folder)
+    kept = _kept(checkpoints)
+    for checkpoint in checkpoints:
+        if checkpoint.folder not in kept:
+            storage.remove_tree(checkpoint.folder)
+
+
+def _kept(checkpoints: list[SavedCheckpoint]) -> set[AnyPath]:
+    """The folders of the best, the latest, and those that await their validation."""
+    awaiting = [checkpoint for checkpoint in checkpoints if checkpoint.awaits_validation]
+    best = best_checkpoint(checkpoints)
+    return {checkpoint.folder for checkpoint in (*checkpoints[-1:], *awaiting, best) if checkpoint}
+
+
 def remove_leftovers(folder: AnyPath) -> list[AnyPath]:
-    """Delete all checkpoints but the best and the latest, and what killed processes left half-written.
+    """Delete as `remove_superseded`, and what killed processes left half-written.
 
     To be called only while no worker of the run is alive. Returns the incomplete checkpoints among them.
     """
     checkpoints = saved_checkpoints(folder)
-    complete = {checkpoint.folder for checkpoint in checkpoints}
-    kept = {checkpoint.folder for checkpoint in (*checkpoints[-1:], best_checkpoint(checkpoints)) if checkpoint}
+    complete, kept = {checkpoint.folder for checkpoint in checkpoints}, _kept(checkpoints)
     incomplete = []
     for path in list(folder.iterdir()):
         if path in kept or not (path.name.startswith("checkpoint_") or path.suffix == ".partial"):

@@ -103,6 +103,8 @@ class RunLog:
         self.unwritten: list[Event] = []
         self.tensorboard: SummaryWriter | None = None
         self.diverged: Event | None = None
+        self.has_started = False
+        """Whether there was a "start", which adds validations that are only in checkpoints."""
         self.gauges = {name: Gauge(f"lsid_{name}", text, tag_keys=("run",)) for name, text in GAUGES.items()}
         for gauge in self.gauges.values():
             gauge.set_default_tags({"run": folder.name})
@@ -150,12 +152,15 @@ class RunLog:
     def _append(self, event: Event) -> None:
         path = self.local / LOG
         if event["kind"] == "start":
+            self.has_started = True
             kept = [one for one in read_events(self.folder) if one["step"] <= event["step"]]
             if event["step"]:
                 kept += self._unlogged_validation(kept, event)
             with storage.atomic_write(path) as file:
                 file.write(b"".join(map(_line, kept)))
             self.tensorboard = None
+        elif not path.exists() and (self.folder / LOG).exists():  # the log in an object store, of earlier calls
+            storage.copy_file(self.folder / LOG, path)
         line = _line(event)
         with path.open("ab", buffering=0) as file:
             size = file.tell()
@@ -164,11 +169,14 @@ class RunLog:
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def _unlogged_validation(self, logged: list[Event], start: Event) -> list[Event]:
-        """The validation of the checkpoint that a run resumes from, if the driver died before it was logged."""
-        if any(one["kind"] == "validation" and one["step"] == start["step"] for one in logged):
-            return []
-        checkpoints = [one for one in saved_checkpoints(self.folder) if one.step == start["step"] and one.is_scored]
-        return [{"kind": "validation", **one.metrics, "seconds": 0.0, "time": start["time"]} for one in checkpoints]
+        """Validations up to the step that a run resumes from of which the checkpoints know, but not the log."""
+        known = {one["step"] for one in logged if one["kind"] == "validation"}
+        checkpoints = [one for one in saved_checkpoints(self.folder) if one.is_scored and one.step <= start["step"]]
+        return [
+            {"kind": "validation", **one.metrics, "seconds": 0.0, "time": start["time"]}
+            for one in checkpoints
+            if one.step not in known
+        ]
 
     def _show_image(self, event: Event) -> None:
         """Add it to TensorBoard; on a full disk it is left out."""

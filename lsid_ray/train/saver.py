@@ -1,5 +1,6 @@
 """Writes the checkpoints of a run in the background, and does not give up while a disk is full or a store fails."""
 
+import contextlib
 import copy
 import threading
 import time
@@ -14,12 +15,11 @@ from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.model.checkpoint import METRICS, save_checkpoint
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.heartbeat import Heartbeat
-from lsid_ray.train.run_folder import checkpoint_name
+from lsid_ray.train.run_folder import checkpoint_name, remove_superseded
 from lsid_ray.train.step import GanStep
 
 RETRY_S = 5.0  # between attempts to write
 WARNING_S = 60.0  # between warnings
-UNSCORED = {"psnr_db": float("-inf")}  # to Ray Train, a checkpoint without a validation is the worst
 
 
 class Saver:
@@ -53,7 +53,7 @@ class Saver:
         content = experiment, copy.deepcopy(gan_step.scored), copy.deepcopy(gan_step.state_dict()), metrics
         filesystem, path = storage.arrow_filesystem(self.folder / checkpoint_name(gan_step.step))
         ray.train.report(
-            UNSCORED | metrics,
+            metrics,
             checkpoint=ray.train.Checkpoint(path, filesystem),
             checkpoint_dir_name=checkpoint_name(gan_step.step),
             checkpoint_upload_mode=ray.train.CheckpointUploadMode.ASYNC,
@@ -68,8 +68,7 @@ class Saver:
             try:
                 with storage.atomic_folder(folder, last=METRICS) as partial:
                     save_checkpoint(partial, *content)
-                self.saved.set()
-                return checkpoint
+                break
             except (OSError, InputError) as error:  # InputError: the object store refuses
                 reason = getattr(error, "strerror", None) or str(error)
             now = time.monotonic()
@@ -81,3 +80,7 @@ class Saver:
                 self.events.put.remote({"kind": "warning", "message": message})
             self.heartbeat.go_on()
             time.sleep(RETRY_S)
+        with contextlib.suppress(OSError, InputError):  # the next one tries it again
+            remove_superseded(self.folder)
+        self.saved.set()
+        return checkpoint

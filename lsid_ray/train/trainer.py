@@ -7,7 +7,7 @@ from typing import Any
 
 import ray.data
 import ray.train
-from ray.train import CheckpointConfig, FailureConfig, PreemptionError, RunConfig, ScalingConfig
+from ray.train import FailureConfig, PreemptionError, RunConfig, ScalingConfig
 from ray.train.torch import TorchTrainer
 
 from lsid_ray import storage
@@ -33,7 +33,6 @@ from lsid_ray.train.loop import training_loop
 from lsid_ray.train.monitor import Monitor
 from lsid_ray.train.run_folder import (
     STOP,
-    SavedCheckpoint,
     add_rollback,
     best_checkpoint,
     checkpoint_step,
@@ -46,6 +45,7 @@ from lsid_ray.train.run_folder import (
 from lsid_ray.train.run_log import RunLog, open_log
 from lsid_ray.train.tracker import Tracker
 from lsid_ray.train.tracking import tracking
+from lsid_ray.train.validator import Validator
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,7 @@ def train(
     on_event: Callable[[Event], None] = lambda event: None,
     until_epoch: int | None = None,
     tracker: Tracker | None = None,
+    validate_apart: bool = True,
 ) -> Run:
     """Train an experiment on the connected cluster; a run of the same name resumes from its latest checkpoint.
 
@@ -72,6 +73,7 @@ def train(
     until_epoch: stop after this epoch, a multiple of `training.validate_every`, while all schedules follow
         `training.epochs`; a later call with a greater one, or with None, continues as if there had been no stop.
     tracker: where the run is logged besides its folder.
+    validate_apart: validate while training goes on, if CPUs (or GPUs) are free for that (see `train.validator`).
     Creating the file `stop` in the run's folder ends the run after the current step, with its best checkpoint so far;
     Ctrl-C (KeyboardInterrupt) also saves a checkpoint first, a second one does not wait for that.
     If a worker fails, the run restarts from its latest checkpoint, unless the error is deterministic (see `failures`).
@@ -111,7 +113,11 @@ def train(
         with tracking(tracker, folder, experiment, on_event) as on_event, open_log(folder, on_event) as log:
             epochs = min(until_epoch or experiment.training.epochs, experiment.training.epochs)
             stop_step, shared = schedule.steps_per_epoch * epochs, ray.put(measures)
-            _train(experiment, shards, schedule, folder, log, stop_step, shared, is_taken)
+            validator = Validator(folder, experiment, shards_folder, shared, log, validate_apart)
+            try:
+                _train(experiment, shards, schedule, folder, log, stop_step, shared, validator, is_taken)
+            finally:
+                validator.cancel()
         return Run(folder, *copy_best(folder))
 
 
@@ -123,6 +129,7 @@ def _train(
     log: RunLog,
     stop_step: int,
     measures: ray.ObjectRef,
+    validator: Validator,
     is_taken: Callable[[], bool],
 ) -> None:
     """Train from the latest checkpoint to `stop_step`, restarting after failures that may pass."""
@@ -134,6 +141,7 @@ def _train(
         for checkpoint in remove_leftovers(folder):
             log.write({"kind": "warning", "message": f"{checkpoint} is incomplete; it was deleted"})
         workers = workers_to_start(cluster)
+        validates_apart = validator.begin(workers)
         missing_workers = MissingWorkers(cluster) if cluster.min_workers else None
         buffer = start_buffer()
         monitor = Monitor(
@@ -144,9 +152,22 @@ def _train(
             describe_wait=partial(describe_wait, cluster),
             missing_workers=missing_workers,
             lost=lost,
+            validator=validator,
         )
         checkpoint = next(reversed(saved_checkpoints(folder)), None)
-        trainer = _trainer(experiment, shards, schedule, folder, checkpoint, buffer, stop_step, measures, workers)
+        options = {
+            "experiment": to_json(experiment),
+            "shards": shards.folder,
+            "folder": str(folder),
+            "events": buffer,
+            "checkpoint": checkpoint and str(checkpoint.folder),
+            "rollbacks": read_rollbacks(folder),
+            "measures": measures,
+            "validates_apart": validates_apart,
+            "stop_step": stop_step,
+        }
+        first_step = checkpoint.step if checkpoint else 0
+        trainer = _trainer(experiment, folder, StreamSplit(shards, schedule, first_step, cluster), options, workers)
         try:
             with monitor.watching():
                 fit(trainer, monitor, log, folder, is_taken)
@@ -166,9 +187,12 @@ def _train(
         elif monitor.resizing:
             log.write({"kind": "resize", "step": checkpoint_step(folder), "workers": worker_count(cluster)})
         else:
+            validator.finish()
             remove_leftovers(folder)
             return
     log.write({"kind": "start", "step": attempt_step, "total_steps": schedule.total_steps})
+    validator.finish()
+    remove_leftovers(folder)
 
 
 def _recoverable(
@@ -224,32 +248,18 @@ def _roll_back(experiment: Experiment, folder: AnyPath, log: RunLog) -> None:
 
 
 def _trainer(
-    experiment: Experiment,
-    shards: Shards,
-    schedule: Schedule,
-    folder: AnyPath,
-    checkpoint: SavedCheckpoint | None,
-    buffer: Any,
-    stop_step: int,
-    measures: ray.ObjectRef,
-    workers: int,
+    experiment: Experiment, folder: AnyPath, split: StreamSplit, options: dict[str, Any], workers: int
 ) -> TorchTrainer:
-    """Ray's trainer for one attempt: from a checkpoint until the end or the first failure of a worker."""
+    """Ray's trainer for one attempt: from a checkpoint until the end or the first failure of a worker.
+
+    options: of `train.loop.training_loop`.
+    """
     cluster = experiment.cluster
     filesystem, storage_path = storage.arrow_filesystem(folder.parent)
     least = cluster.min_workers or cluster.num_workers
     return TorchTrainer(
         training_loop,
-        train_loop_config={
-            "experiment": to_json(experiment),
-            "shards": shards.folder,
-            "folder": str(folder),
-            "events": buffer,
-            "checkpoint": checkpoint and str(checkpoint.folder),
-            "rollbacks": read_rollbacks(folder),
-            "measures": measures,
-            "stop_step": stop_step,
-        },
+        train_loop_config=options,
         torch_config=GlooTorchConfig(),
         scaling_config=ScalingConfig(
             num_workers=workers,
@@ -265,10 +275,7 @@ def _trainer(
                 max_preemption_failures=0,
                 controller_failure_limit=start_attempts(cluster) if workers == least else 0,  # then with fewer
             ),
-            checkpoint_config=CheckpointConfig(
-                num_to_keep=1, checkpoint_score_attribute="psnr_db", checkpoint_score_order="max"
-            ),
         ),
         datasets={"train": ray.data.from_items([0])},  # stands for what `StreamSplit` makes
-        dataset_config=StreamSplit(shards, schedule, checkpoint.step if checkpoint else 0, cluster),
+        dataset_config=split,
     )
