@@ -16,7 +16,7 @@ from ray.autoscaler._private.util import prepare_config
 from lsid_ray import cluster as cluster_module
 from lsid_ray.benchmark.nodes import NodeCluster
 from lsid_ray.capacity import HEAD, Capacity, at_limits
-from lsid_ray.cluster import check_capacity, connect
+from lsid_ray.cluster import check_capacity, connect, validation_slots
 from lsid_ray.config.presets import PRESETS
 from lsid_ray.config.schema import ClusterConfig
 from lsid_ray.errors import InputError, PartialFailure
@@ -76,6 +76,19 @@ def test_readers_are_counted(cluster: None) -> None:
     check_capacity(ClusterConfig(num_workers=1, cpus_per_worker=1, readers=4))
     with pytest.raises(InputError, match=r"needs 4\.5 CPUs \(3\.5 of them to read data, with --cluster\.readers 5\)"):
         check_capacity(ClusterConfig(num_workers=1, cpus_per_worker=1, readers=5))
+
+
+def test_validations_take_only_what_a_run_leaves_on_the_nodes_that_are_alive(monkeypatch: pytest.MonkeyPatch) -> None:
+    def slots(nodes: list[tuple[float, float]], workers: int, **options: object) -> int:
+        alive = tuple({"CPU": cpus, "GPU": gpus} for cpus, gpus in nodes)
+        monkeypatch.setattr(cluster_module, "current_capacity", lambda: Capacity(alive, None))
+        return validation_slots(ClusterConfig(**options), workers)
+
+    assert slots([(2, 0)], 1, cpus_per_worker=0.5) == 0, "0.5 for the worker, 0.5 for a reader, 1 to deal samples"
+    assert slots([(8, 0)], 2, cpus_per_worker=2) == 2 and slots([(8, 0)], 1, cpus_per_worker=2) == 4
+    assert slots([(2, 0), (1.5, 0)], 1) == 1 and slots([(2, 0), (1, 0), (1, 0)], 1) == 1, "half CPUs do not add up"
+    assert slots([(8, 2)], 2, use_gpu=True) == 0 and slots([(8, 4), (8, 0)], 2, use_gpu=True) == 2
+    assert slots([(1, 0)], 1) == 0
 
 
 def test_readers_on_a_missing_resource_are_refused(cluster: None) -> None:

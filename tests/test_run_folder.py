@@ -11,10 +11,19 @@ from lsid_ray import storage
 from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.config.serialization import from_json, to_json
 from lsid_ray.errors import InputError, PartialFailure
-from lsid_ray.model.checkpoint import METRICS, TRAINING_STATE, WEIGHTS, load_generator, load_metrics, save_checkpoint
+from lsid_ray.model.checkpoint import (
+    METRICS,
+    TRAINING_STATE,
+    WEIGHTS,
+    load_generator,
+    load_metrics,
+    save_checkpoint,
+    write_metrics,
+)
 from lsid_ray.model.generator import Generator
 from lsid_ray.storage import AnyPath, to_path
 from lsid_ray.train.run_folder import (
+    AWAITS_VALIDATION,
     Rollback,
     add_rollback,
     checkpoint_name,
@@ -24,6 +33,7 @@ from lsid_ray.train.run_folder import (
     rate_scale,
     read_rollbacks,
     remove_leftovers,
+    remove_superseded,
     saved_checkpoints,
 )
 from lsid_ray.train.run_log import LOG, open_log, read_events
@@ -85,6 +95,17 @@ def test_a_checkpoint_without_a_validation_is_kept_only_while_it_is_the_latest(f
         copy_best(folder)
 
 
+def test_a_checkpoint_that_awaits_its_validation_is_kept_and_is_not_the_best(folder: AnyPath) -> None:
+    for step in (3, 6):
+        write_metrics(folder / checkpoint_name(step), {"step": step, AWAITS_VALIDATION: True})
+    remove_superseded(folder)
+    assert steps(folder) == [3, 6, 9] and copy_best(folder)[1]["step"] == 9
+    write_metrics(folder / checkpoint_name(3), {"step": 3, "psnr_db": 30.0})
+    write_metrics(folder / checkpoint_name(6), {"step": 6, "psnr_db": 29.0})
+    remove_superseded(folder)
+    assert steps(folder) == [3, 9] and copy_best(folder)[1] == {"step": 3, "psnr_db": 30.0}
+
+
 @pytest.mark.parametrize("missing", [WEIGHTS, TRAINING_STATE, METRICS])
 def test_a_checkpoint_that_lacks_a_file_does_not_count(folder: AnyPath, missing: str) -> None:
     (folder / checkpoint_name(9) / missing).unlink()
@@ -120,7 +141,7 @@ def test_a_validation_that_a_killed_driver_has_not_logged_is_taken_from_its_chec
         with open_log(folder, lambda event: None) as log:
             log.write({"kind": "start", "step": 9, "total_steps": 12})
     validations = [event for event in read_events(folder) if event["kind"] == "validation"]
-    assert [(event["step"], event["psnr_db"]) for event in validations] == [(9, 21.0)]
+    assert {event["step"]: event["psnr_db"] for event in validations} == SCORES and len(validations) == 3
 
 
 def test_a_metric_that_could_not_be_computed_is_null_in_the_files_and_nan_to_those_who_read_them(

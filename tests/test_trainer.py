@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,8 +16,10 @@ import psutil
 import pytest
 import ray
 import torch
+from ray.util.placement_group import placement_group, remove_placement_group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from lsid_ray.benchmark.nodes import until
 from lsid_ray.config.schema import Experiment
 from lsid_ray.config.serialization import from_json, to_json
 from lsid_ray.data.index import open_shards
@@ -27,9 +28,9 @@ from lsid_ray.data.shard import VERSION
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.evaluate.score import validate
 from lsid_ray.evaluate.visibility import flip
-from lsid_ray.model.checkpoint import load_generator
+from lsid_ray.model.checkpoint import load_generator, load_training_state
 from lsid_ray.train.events import SHOWN_ONLY, Event
-from lsid_ray.train.run_folder import checkpoint_step
+from lsid_ray.train.run_folder import checkpoint_name, checkpoint_step, saved_checkpoints
 from lsid_ray.train.trainer import train
 
 MakeExperiment = Callable[..., Experiment]
@@ -198,10 +199,11 @@ def worker_processes() -> list[int]:
     return processes
 
 
-def test_a_killed_driver_resumes_from_its_latest_checkpoint(
+def test_a_killed_driver_resumes_and_validates_what_awaited_it_with_the_scores_of_a_run_that_stops_for_validations(
     shards: Path, experiment: MakeExperiment, tmp_path: Path
 ) -> None:
-    e = experiment("interrupted", training=LONG)
+    training = {"epochs": 300, "validate_every": 100}  # 300 steps to each validation
+    e = experiment("interrupted", training=training, cluster={"num_workers": 1})  # which leaves CPUs free
     script = tmp_path / "job.py"
     script.write_text(
         "import sys\n"
@@ -209,30 +211,40 @@ def test_a_killed_driver_resumes_from_its_latest_checkpoint(
         "from lsid_ray.config.serialization import from_json\n"
         "from lsid_ray.train.trainer import train\n"
         "cluster.connect()\n"
-        "train(from_json(open(sys.argv[1]).read(), sys.argv[1]), sys.argv[2])\n"
+        "train(from_json(open(sys.argv[1]).read(), sys.argv[1]), sys.argv[2], lambda e: print(e, flush=True))\n"
     )
     (tmp_path / "e.json").write_text(to_json(e))
-    folder = Path(e.storage, e.name)
+    folder, output = Path(e.storage, e.name), tmp_path / "output"
     environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address}
-    with (tmp_path / "output").open("w") as output:
-        job = subprocess.Popen(
-            [sys.executable, script, tmp_path / "e.json", shards], stdout=output, stderr=output, env=environment
-        )
-        deadline = time.monotonic() + 120
-        while not (folder.exists() and checkpoint_step(folder) >= 12):
-            assert job.poll() is None and time.monotonic() < deadline, (tmp_path / "output").read_text()
-            time.sleep(0.2)
-        job.kill()
-        job.wait()
-    deadline = time.monotonic() + 60
-    while worker_processes():
-        assert time.monotonic() < deadline, "the killed job's workers are still alive"
-        time.sleep(0.2)
-    step = checkpoint_step(folder)
+    with output.open("w") as file:
+        command = [sys.executable, script, tmp_path / "e.json", shards]
+        job = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
+    assert until(lambda: "'kind': 'train'" in output.read_text() or job.poll() is not None, 60), output.read_text()
+    held = placement_group([{"CPU": 1}, {"CPU": 1}])  # beside worker and reader there is no CPU for a validation
+    assert until(lambda: "waiting for the validation of step 300" in output.read_text(), 60), output.read_text()
+    job.kill()
+    job.wait()
+    remove_placement_group(held)
+    awaiting = [(each.step, each.is_scored, each.awaits_validation) for each in saved_checkpoints(folder)]
+    assert awaiting == [(300, False, True), (600, False, True)], "training was one validation ahead"
+    assert until(lambda: not worker_processes(), 60), "the killed job's workers are still alive"
     run = train(e, str(shards))
-    starts = [event["step"] for event in events(run.folder) if event["kind"] == "start"]
-    assert step > 0 and starts[-1] == step
-    assert [event["epoch"] for event in events(run.folder) if event["kind"] == "validation"] == list(range(4, 41, 4))
+    assert [event["step"] for event in events(folder) if event["kind"] == "start"] == [0, 600]
+
+    in_line = train(replace(e, name="in-line"), str(shards), validate_apart=False)
+    rows, expected = (
+        [{name: event[name] for name in event.keys() - {"time", "seconds"}} for event in events(each.folder)
+         if event["kind"] == "validation"]
+        for each in (run, in_line)
+    )  # fmt: skip
+    assert sorted(rows, key=lambda row: row["step"]) == expected and [row["epoch"] for row in expected] == [
+        100,
+        200,
+        300,
+    ]
+    assert run.metrics == in_line.metrics
+    states = (load_training_state(each.folder / checkpoint_name(900)) for each in (run, in_line))
+    torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
 def test_after_a_non_finite_loss_a_run_goes_back_or_ends_and_names_the_step_and_files(

@@ -135,7 +135,7 @@ def training_loop(options: dict[str, Any]) -> None:
             window.saving += time.perf_counter() - save_start
         if stopping:
             return heartbeat.end()
-        if validating:
+        if validating and gan_step.step < stop_step:
             validation.wait(gan_step.step)
             window = _LogWindow()
     heartbeat.end()
