@@ -17,7 +17,8 @@ from lsid_ray import storage
 from lsid_ray.commandline import memory_limit, parse, run_job
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.inference.bands import MEMORY_BYTES
-from lsid_ray.inference.files import Amplification, enhance_files, plan_files
+from lsid_ray.inference.files import enhance_files, plan_files
+from lsid_ray.inference.raw_file import Amplification
 from lsid_ray.progress import counter
 
 

@@ -40,13 +40,13 @@ class Evaluate:
     include_misaligned: bool = False
     """Also score SID's scenes 10034, 10045 and 10172, whose exposures are not aligned."""
     metrics: Annotated[tuple[PerceptualMetric, ...] | None, tyro.conf.arg(metavar="METRIC ...")] = None
-    """Besides PSNR, SSIM and texture: flip, lpips, lpips_vgg, dists (jobs/README.md). Default: flip, none on GPUs."""
+    """Besides PSNR, SSIM and texture: flip, lpips, lpips_vgg, dists (jobs/README.md). Default: flip."""
     weights: str = ""
     """Folder with the weights of their networks, or s3://BUCKET/NAME. Empty: torch's own, in TORCH_HOME."""
     self_ensemble: bool = False
     """Average the predictions of the frame in all eight orientations (flips, transpose): eight times the time."""
     use_gpu: bool = False
-    """Predict on GPUs, one frame per GPU at a time, instead of on CPUs."""
+    """Predict on GPUs, one frame per GPU at a time, instead of on CPUs, which then read and score."""
 
 
 def main() -> None:

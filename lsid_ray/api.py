@@ -11,8 +11,8 @@ from lsid_ray import storage
 from lsid_ray.config.presets import PRESETS
 from lsid_ray.config.schema import Experiment
 from lsid_ray.errors import InputError
-from lsid_ray.inference.files import Amplification
 from lsid_ray.inference.frame import enhance_raw
+from lsid_ray.inference.raw_file import Amplification
 from lsid_ray.model.checkpoint import load_generator
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.frame import read_raw

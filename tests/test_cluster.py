@@ -86,7 +86,8 @@ def test_validations_take_only_what_a_run_leaves_on_the_nodes_that_are_alive(mon
 
     assert slots([(2, 0)], 1, cpus_per_worker=0.5) == 0, "0.5 for the worker, 0.5 for a reader, 1 to deal samples"
     assert slots([(8, 0)], 2, cpus_per_worker=2) == 2 and slots([(8, 0)], 1, cpus_per_worker=2) == 4
-    assert slots([(2, 0), (1.5, 0)], 1) == 1 and slots([(2, 0), (1, 0), (1, 0)], 1) == 1, "half CPUs do not add up"
+    assert slots([(2, 0), (1.5, 0)], 1) == 0, "half a CPU is left on each"
+    assert slots([(2, 0), (1, 0), (1, 0)], 1) == 1
     assert slots([(8, 2)], 2, use_gpu=True) == 0 and slots([(8, 4), (8, 0)], 2, use_gpu=True) == 2
     assert slots([(1, 0)], 1) == 0
 

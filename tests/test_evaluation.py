@@ -3,6 +3,7 @@
 import json
 import shutil
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,11 +17,12 @@ from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.data.index import Shards, open_shards
 from lsid_ray.data.pack import pack_dataset
 from lsid_ray.errors import InputError
+from lsid_ray.evaluate import evaluation
 from lsid_ray.evaluate.backbones import build
 from lsid_ray.evaluate.evaluation import evaluate
 from lsid_ray.evaluate.measures import METRICS
 from lsid_ray.evaluate.report import perceptual_lines
-from lsid_ray.evaluate.score import at_output_scale, score_frame
+from lsid_ray.evaluate.score import at_output_scale, decode, score_frame
 from lsid_ray.inference import frame as inference_frame
 from lsid_ray.inference.frame import enhance_frame, frame_input
 from lsid_ray.model.checkpoint import save_checkpoint
@@ -72,6 +74,26 @@ def test_every_image_is_scored_once_and_equals_scikit_image(saved: Path, shards:
     assert report["record"]["split"] == "test" and report["record"]["rendering"]["libraw"]
     assert done.summary["groups"][0]["images"] == len(opened.pairs)
     assert len(list((saved.parent / "report" / "images").glob("*_gate_?.png"))) == 2, "one per level"
+
+
+def test_scores_in_stages_are_those_of_one_process(
+    saved: Path, shards: Path, opened: Shards, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stages are what GPUs take; here a CPU stands for one."""
+    pytest.importorskip("torchmetrics", reason="needs lsid-ray[perceptual]")
+    weights = save_weights(tmp_path / "weights", monkeypatch, "alexnet").parent
+    options = {"images": 1, "metrics": ["flip", "lpips"], "weights": weights}
+    evaluate(saved, shards, "test", tmp_path / "one", **options)
+    in_stages = partial(evaluation._scored_in_stages, needs={"CPU": 0.5, "GPU": 0})
+    monkeypatch.setattr(evaluation, "_scored", in_stages)
+    evaluate(saved, shards, "test", tmp_path / "staged", **options)
+    one, staged = (json.loads((tmp_path / name / "report.json").read_text()) for name in ("one", "staged"))
+    for score, expected in zip(staged["scores"], one["scores"], strict=True):
+        assert score.pop("seconds") > 0 and expected.pop("seconds") > 0
+        assert score == pytest.approx(expected, rel=1e-6)
+    images = [sorted((tmp_path / name / "images").glob("*.png")) for name in ("one", "staged")]
+    assert [path.name for path in images[0]] == [path.name for path in images[1]] and len(images[0]) > 4
+    assert all(a.read_bytes() == b.read_bytes() for a, b in zip(*images, strict=True) if a.name != "texture.png")
 
 
 def test_learned_metrics_are_scored_in_every_process_or_said_to_be_missing(
@@ -193,7 +215,7 @@ def _gray(image: torch.Tensor) -> np.ndarray:
 
 def test_the_images_of_a_frame_have_all_views_at_full_size(opened: Shards) -> None:
     pair = opened.pairs[0]
-    score, frame_images = score_frame(make_generator(), opened, pair, CPU, 1 << 20, with_images=True)
+    score, frame_images = score_frame(make_generator(), pair, decode(opened, pair), CPU, 1 << 20, with_images=True)
     assert frame_images is not None and frame_images.name == score.name
     assert set(frame_images.images) == {"short", "plain", "output", "target", "gate_2", "gate_1"}
     assert frame_images.images["short"].mean() < frame_images.images["plain"].mean()
@@ -203,7 +225,7 @@ def test_the_images_of_a_frame_have_all_views_at_full_size(opened: Shards) -> No
     for seen, expected in zip(("gate_2", "gate_1"), make_generator().with_attention(inputs)[1], strict=True):
         inside = (slice(12, -12),) * 2  # the frame is continued beyond its edges
         assert frame_images.images[seen][inside] == pytest.approx(expected[0, 0].detach().numpy()[inside], abs=1e-5)
-    without = score_frame(make_generator(gates=False), opened, pair, CPU, 1 << 20, with_images=True)[1]
+    without = score_frame(make_generator(gates=False), pair, decode(opened, pair), CPU, 1 << 20, with_images=True)[1]
     assert without is not None and set(without.images) == {"short", "plain", "output", "target"}
 
 

@@ -15,8 +15,10 @@ from test_dng import make_frame
 from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.errors import InputError
 from lsid_ray.inference import files as files_module
-from lsid_ray.inference.files import Amplification, enhance_files, plan_files
+from lsid_ray.inference import raw_file
+from lsid_ray.inference.files import enhance_files, plan_files
 from lsid_ray.inference.frame import enhance_frame, enhance_raw
+from lsid_ray.inference.raw_file import Amplification
 from lsid_ray.model.checkpoint import load_generator, save_checkpoint
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.dng import write_dng
@@ -181,6 +183,29 @@ def test_broken_files_do_not_stop_the_others_on_the_cluster(cluster: None, tmp_p
     assert "truncated" in results["c"].error and "not a raw file" in results["d"].error
     assert "no such file" in results["e"].error
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.png", "b.png", "f.png"]
+
+
+def test_files_in_stages_become_the_same_images(
+    cluster: None, tmp_path: Path, network: Path, monkeypatch: pytest.MonkeyPatch
+):
+    """Stages are what GPUs take; here a CPU stands for one."""
+    for name in "ab":
+        write_dark_frame(tmp_path / f"{name}.dng")
+    (tmp_path / "c.dng").write_text("no image " * 500)
+
+    def results(out: str) -> list[tuple[str, str, bytes]]:
+        todo = tuple((tmp_path / f"{name}.dng", tmp_path / out / f"{name}.png") for name in "abc")
+        found = sorted(enhance_files(network, todo, RATIO_20), key=lambda result: result.source)
+        return [(each.ratio_text, each.error, each.target.exists() and each.target.read_bytes()) for each in found]
+
+    expected = results("one")
+    assert [bool(error) for _, error, _ in expected] == [False, False, True]
+
+    def in_stages(function: object, files: list, options: raw_file.Options, threads: int, cpus: int):
+        return files_module._enhance_in_stages(files, options, {"CPU": 0.5, "GPU": 0})
+
+    monkeypatch.setattr(files_module, "parallel_map", in_stages)
+    assert results("staged") == expected
 
 
 def test_a_worker_that_dies_loses_only_its_own_file(cluster: None, tmp_path: Path, network: Path, monkeypatch):

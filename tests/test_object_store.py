@@ -18,7 +18,8 @@ from lsid_ray.data.preview import contact_sheet
 from lsid_ray.data.verify import repair_shards, verify_shards
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate.evaluation import evaluate
-from lsid_ray.inference.files import Amplification, enhance_files, plan_files
+from lsid_ray.inference.files import enhance_files, plan_files
+from lsid_ray.inference.raw_file import Amplification
 from lsid_ray.storage import to_path
 from lsid_ray.sweep.comparison import compare_best
 from lsid_ray.sweep.report import write_sweep_report

@@ -14,7 +14,8 @@ from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.data import preview
 from lsid_ray.data.convert import PackTask, pack_file
 from lsid_ray.errors import InputError
-from lsid_ray.inference.files import Amplification, enhance_files
+from lsid_ray.inference.files import enhance_files
+from lsid_ray.inference.raw_file import Amplification
 from lsid_ray.model.checkpoint import save_checkpoint
 from lsid_ray.model.generator import Generator
 from lsid_ray.raw.frame import read_raw

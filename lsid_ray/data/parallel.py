@@ -100,7 +100,7 @@ def _map_once(
             max_calls=0,  # reuse the process: on a GPU, Ray would start one per task
         )
         batches = iter(dataset.iter_batches(batch_size=None, prefetch_batches=0))  # prefetching delays each result
-    with closing(batches), _waiting_shown(needs) as result_came:  # closed, it ends the other tasks
+    with closing(batches), waiting_shown(needs) as result_came:  # closed, it ends the other tasks
         for batch in batches:
             for number, pickled in zip(batch["number"].tolist(), batch["result"], strict=True):
                 result_came()
@@ -111,7 +111,7 @@ def _map_once(
 
 
 @contextmanager
-def _waiting_shown(needs: Resources) -> Iterator[Callable[[], None]]:
+def waiting_shown(needs: Resources) -> Iterator[Callable[[], None]]:
     """Show now and then, from a thread, that no task of this job runs. Yields what to call at each result."""
     ended, last_result = threading.Event(), time.monotonic()
 

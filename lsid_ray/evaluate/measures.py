@@ -62,6 +62,13 @@ class Measures:
     not_measured: dict[str, str] = field(default_factory=dict)
     """Each perceptual metric that cannot be, or was not chosen: why, and what to do."""
 
+    def part(self, learned: bool | None) -> "Measures":
+        """Those that are networks themselves (True), the others (False), or all (None)."""
+        if learned is None:
+            return self
+        names = tuple(name for name in self.names if bool(METRICS[name].backbone) == learned)
+        return Measures(self.weights if learned else {}, names, self.not_measured)
+
     def load(self, device: torch.device) -> dict[str, Callable[[Frame, Frame], float]]:
         """Name -> function of image and target, both on the device."""
         networks = {backbone: build(backbone, weights, device) for backbone, weights in self.weights.items()}

@@ -124,21 +124,66 @@ def validate(
     shard, target = None, None
     for pair in pairs:
         if pair.long.shard != shard:
-            shard, target = pair.long.shard, at_output_scale(_target(shards, pair), pair, generator.scale, device)
+            shard, target = pair.long.shard, at_output_scale(read_target(shards, pair), pair, generator.scale, device)
         image, _ = enhance_frame(generator, shards.planes(pair), pair.short, pair.ratio, device)
         scores = {"psnr_db": metrics.psnr_db(image, target), "ssim": metrics.ssim(image, target)}
         scores |= {name: measure(image, target) for name, measure in measures.items()}
         yield scores, image, target
 
 
-def _target(shards: Shards, pair: Pair) -> np.ndarray:
+def read_target(shards: Shards, pair: Pair) -> np.ndarray:
     return shards.target(pair).transpose(1, 2, 0)
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What is read and rendered of a pair before prediction."""
+
+    planes: np.ndarray
+    """(C, h, w) uint16, of the short exposure."""
+    target: np.ndarray
+    """(H, W, 3) uint16, the reference rendering."""
+    plain: np.ndarray
+    """(H, W, 3) uint16, the plain rendering."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What the network makes of a short exposure."""
+
+    image: Tensor
+    """(H, W, 3) float32 in [0, 1]."""
+    weights: list[Tensor]
+    """Of each gate, coarse to fine: see `enhance_frame`."""
+    seconds: float
+    """Duration."""
+
+
+def decode(shards: Shards, pair: Pair, target: np.ndarray | None = None) -> Decoded:
+    """Read a pair and render it plainly. target: as in `Decoded`, if it has been read for another pair before."""
+    planes = shards.planes(pair)
+    plain = plain_rendering(pair.short.raw_frame(planes), pair.ratio)
+    return Decoded(planes, read_target(shards, pair) if target is None else target, plain)
+
+
+def predict(
+    generator: Generator,
+    planes: np.ndarray,
+    pair: Pair,
+    device: torch.device,
+    memory_bytes: int,
+    self_ensemble: bool = False,
+) -> Prediction:
+    """Enhance the short exposure, timed. For the arguments see `enhance_frame`."""
+    start = time.perf_counter()
+    image, weights = enhance_frame(generator, planes, pair.short, pair.ratio, device, memory_bytes, self_ensemble)
+    return Prediction(image, weights, time.perf_counter() - start)
 
 
 def score_frame(
     generator: Generator,
-    shards: Shards,
     pair: Pair,
+    decoded: Decoded,
     device: torch.device,
     memory_bytes: int,
     with_images: bool,
@@ -149,15 +194,30 @@ def score_frame(
 
     measures: perceptual metrics by name (see `Measures.load`); those that are missing are NaN.
     """
-    scale = generator.scale
-    planes = shards.planes(pair)
-    start = time.perf_counter()
-    image, weights = enhance_frame(generator, planes, pair.short, pair.ratio, device, memory_bytes, self_ensemble)
-    seconds = time.perf_counter() - start
-    target = at_output_scale(_target(shards, pair), pair, scale, device)
-    frame = pair.short.raw_frame(planes)
-    plain = at_output_scale(plain_rendering(frame, pair.ratio), pair, scale, device)
+    prediction = predict(generator, decoded.planes, pair, device, memory_bytes, self_ensemble)
+    return score_prediction(pair, decoded, prediction, generator.scale, with_images, measures)
+
+
+def score_prediction(
+    pair: Pair,
+    decoded: Decoded,
+    prediction: Prediction,
+    scale: int,
+    with_images: bool,
+    measures: Mapping[str, Measure] = NO_MEASURES,
+    measured: Mapping[str, tuple[float, float]] = MappingProxyType({}),
+) -> tuple[Score, FrameImages | None]:
+    """The scores of a prediction, on its device; `score_frame` without predicting.
+
+    measured: metrics that have been measured before, of the image and of the plain rendering.
+    """
+    image, device = prediction.image, prediction.image.device
+    target, plain = (at_output_scale(view, pair, scale, device) for view in (decoded.target, decoded.plain))
     image8, plain8, target8 = (metrics.round_to_8bit(i) for i in (image, plain, target))
+    perceptual, plain_perceptual = (
+        _perceptual(view, target, measures) | {name: values[number] for name, values in measured.items()}
+        for number, view in enumerate((image, plain))
+    )
     score = Score(
         name=pair.name,
         scene=pair.scene,
@@ -174,21 +234,22 @@ def score_frame(
         plain_ssim=metrics.ssim(plain, target),
         plain_psnr8_db=metrics.psnr_db(plain8, target8),
         plain_ssim8=metrics.ssim(plain8, target8),
-        **_perceptual(image, target, measures),
-        **{f"plain_{name}": value for name, value in _perceptual(plain, target, measures).items()},
-        seconds=seconds,
+        **perceptual,
+        **{f"plain_{name}": value for name, value in plain_perceptual.items()},
+        seconds=prediction.seconds,
     )
     if not with_images:
         return score, None
+    short = plain_rendering(pair.short.raw_frame(decoded.planes), 1.0)
     views = {
-        "short": at_output_scale(plain_rendering(frame, 1.0), pair, scale, device),
+        "short": at_output_scale(short, pair, scale, device),
         "plain": plain,
         "output": image,
         "target": target,
     }
     views_8bit = {name: (view * 255).round().byte().cpu().numpy() for name, view in views.items()}
-    fractions = [2**level for level in reversed(range(len(weights)))]
-    views_8bit |= {f"gate_{n}": gate.cpu().numpy() for n, gate in zip(fractions, weights, strict=True)}
+    fractions = [2**level for level in reversed(range(len(prediction.weights)))]
+    views_8bit |= {f"gate_{n}": gate.cpu().numpy() for n, gate in zip(fractions, prediction.weights, strict=True)}
     return score, FrameImages(name=pair.name, ratio=pair.ratio, images=views_8bit)
 
 

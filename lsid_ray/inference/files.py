@@ -1,77 +1,29 @@
 """Enhance a user's raw files: a single file in this process, several over the Ray cluster."""
 
 import os
-import platform
-import time
+import pickle
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from lsid_ray import cluster, storage
-from lsid_ray.capacity import check_task, current_capacity
+from lsid_ray.capacity import Resources, check_task, current_capacity
 from lsid_ray.data.parallel import parallel_map
+from lsid_ray.data.stages import Arrays, staged_map
 from lsid_ray.errors import InputError
+from lsid_ray.inference import raw_file
 from lsid_ray.inference.bands import MEMORY_BYTES
-from lsid_ray.inference.frame import enhance_raw
-from lsid_ray.inference.image_file import write_image
+from lsid_ray.inference.raw_file import Amplification, Options, RawFile
 from lsid_ray.inference.self_ensemble import ORIENTATIONS, check_self_ensemble
 from lsid_ray.model.checkpoint import load_generator
-from lsid_ray.model.generator import Generator
-from lsid_ray.raw.frame import RawFrame, read_raw
-from lsid_ray.raw.mosaic import amplification_ratio
 from lsid_ray.raw.names import RAW_SUFFIXES
-from lsid_ray.raw.plausibility import oddities
-from lsid_ray.raw.ratio import estimate_ratio
 from lsid_ray.storage import AnyPath
 
 THREADS = 4  # per network on CPUs, if the nodes have that many; more actors gain more than more threads
-MAX_USER_RATIO = 100_000.0
-
-
-@dataclass(frozen=True)
-class Amplification:
-    """How much to amplify: by a ratio, to a target exposure time, or, with neither, as estimated from the mosaic."""
-
-    ratio: float | None = None
-    exposure_s: float | None = None
-
-    @staticmethod
-    def parse(text: str) -> "Amplification":
-        """Parse "auto", "120" or "10s". Raises InputError for anything else, or a ratio below 1 or above 100,000."""
-        try:
-            if text == "auto":
-                return Amplification()
-            value = float(text.removesuffix("s"))
-        except ValueError:
-            value = 0.0
-        if text.endswith("s") and 0 < value < MAX_USER_RATIO:
-            return Amplification(exposure_s=value)
-        if not text.endswith("s") and 1 <= value <= MAX_USER_RATIO:
-            return Amplification(ratio=value)
-        raise InputError(
-            f"--ratio is {text}: expected a number from 1 to {MAX_USER_RATIO:g}, an exposure time such as 10s, or auto"
-        )
-
-    def for_frame(self, frame: RawFrame) -> tuple[float, str]:
-        """The ratio for a frame, and a text such as "x120 (estimated)" that shows it with its origin.
-
-        Raises: InputError if there is a target exposure time, but the frame has no exposure time or a longer one.
-        """
-        if self.ratio is not None:
-            return self.ratio, f"x{self.ratio:.4g}"
-        if self.exposure_s is None:
-            ratio = estimate_ratio(frame)
-            return ratio, f"x{ratio:.3g} (estimated)"
-        if frame.exposure_s is None:
-            raise InputError(
-                f"no exposure time in the file, as --ratio {self.exposure_s:g}s needs: use a number or auto"
-            )
-        ratio = amplification_ratio(self.exposure_s, frame.exposure_s)
-        return ratio, f"x{ratio:.3g} ({frame.exposure_s:g} s to {self.exposure_s:g} s)"
 
 
 @dataclass(frozen=True)
@@ -174,19 +126,22 @@ def enhance_files(
         check_self_ensemble(generator)
     label = str(checkpoint) + (f", mean of {len(ORIENTATIONS)} orientations" if self_ensemble else "")
     call = uuid.uuid4().hex
-    options = (str(checkpoint.resolve()), label, amplification, memory_bytes, use_gpu, self_ensemble, call)
+    options = Options(str(checkpoint.resolve()), label, amplification, memory_bytes, use_gpu, self_ensemble, call)
     pairs = {(str(source.absolute()), str(target.absolute())): (source, target) for source, target in todo}
     if len(pairs) > 1:
         cluster.connect()
-        threads = 1 if use_gpu else _threads()
         if use_gpu:
-            check_task({"CPU": threads, "GPU": 1}, "--use-gpu: ")
-        results = parallel_map(_enhance, list(pairs), *options, threads, cpus=threads, gpus=int(use_gpu))
+            check_task({"CPU": 1, "GPU": 1}, "--use-gpu: ")
+            results = _enhance_in_stages(list(pairs), options, {"CPU": 0, "GPU": 1})
+        else:
+            threads = _threads()
+            results = parallel_map(_enhance, list(pairs), options, threads, cpus=threads)
     else:
-        results = ((paths, _enhance(paths, *options)) for paths in pairs)
-    lost = ("", 0.0, "the process died twice, perhaps out of memory: try a lower --memory-gb")
+        results = ((paths, _enhance(paths, options)) for paths in pairs)
+    lost = RawFile(error="the process died twice, perhaps out of memory: try a lower --memory-gb")
     for paths, result in results:
-        yield EnhancedFile(*pairs[paths], *(result or lost))
+        file = result or lost
+        yield EnhancedFile(*pairs[paths], file.ratio_text, file.seconds, file.error, file.oddities)
 
 
 def _threads() -> int:
@@ -196,49 +151,43 @@ def _threads() -> int:
     return min(THREADS, min(filter(None, cpus), default=1))
 
 
-@lru_cache(maxsize=1)
-def _load(checkpoint: str, use_gpu: bool, call: str) -> tuple[Generator, torch.device]:
-    """The network, loaded once per process and call of `enhance_files`, between which the checkpoint may change."""
-    device = prediction_device(use_gpu)
-    return load_generator(checkpoint)[0].to(device), device
-
-
-def prediction_device(use_gpu: bool) -> torch.device:
-    """The first GPU that this process may use, or the CPU. Raises: InputError if PyTorch finds no GPU."""
-    if use_gpu and not torch.cuda.is_available():
-        raise InputError(f"--use-gpu: PyTorch finds no GPU on {platform.node()}; leave the option out to use CPUs")
-    return torch.device("cuda" if use_gpu else "cpu")
-
-
-def _enhance(
-    paths: tuple[str, str],
-    checkpoint: str,
-    label: str,
-    amplification: Amplification,
-    memory_bytes: int,
-    use_gpu: bool,
-    self_ensemble: bool,
-    call: str,
-    threads: int = 0,
-) -> tuple[str, float, str, str]:
-    """Enhance a raw file and write its image; returns the last four fields of `EnhancedFile`."""
+def _enhance(paths: tuple[str, str], options: Options, threads: int = 0) -> RawFile:
+    """Enhance a raw file and write its image. Returns no pixels."""
     if threads:
         torch.set_num_threads(threads)
-    generator, device = _load(checkpoint, use_gpu, call)
     source, target = (storage.to_path(path) for path in paths)
-    local_path = source
-    start = time.perf_counter()
-    ratio_text = error = odd = ""
-    try:
-        with storage.local_copy(source) as local_path:
-            frame = read_raw(local_path)
-        odd = oddities(frame)
-        ratio, ratio_text = amplification.for_frame(frame)
-        image = enhance_raw(generator, frame, ratio, device, memory_bytes, self_ensemble)
-        target.parent.mkdir(parents=True, exist_ok=True)
-        write_image(target, image, frame, f"amplified {ratio_text}, enhanced by lsid_ray with {label}")
-    except (InputError, OSError, MemoryError, torch.OutOfMemoryError) as exception:
-        error = str(exception).removeprefix(f"{local_path}: ") or type(exception).__name__
-    except Exception as exception:  # a damaged file can raise anything, and must not stop the other files
-        error = f"{type(exception).__name__}: {exception}"
-    return ratio_text, time.perf_counter() - start, error, odd
+    file = raw_file.read(source, options)
+    raw_file.predict(file, options)
+    raw_file.write(file, target, options)
+    return file
+
+
+def _enhance_in_stages(
+    files: list[tuple[str, str]], options: Options, needs: Resources
+) -> Iterator[tuple[tuple[str, str], RawFile | None]]:
+    """As `_enhance`, but GPUs only predict."""
+
+    def read_files(group: list[tuple[str, str]]) -> Iterator[Arrays]:
+        return (_packed(raw_file.read(storage.to_path(source), options)) for source, _ in group)
+
+    def predictor() -> Callable[[tuple[str, str], Arrays], Arrays]:
+        raw_file.load(options)
+
+        def predict_file(paths: tuple[str, str], arrays: Arrays) -> Arrays:
+            file = pickle.loads(arrays["file"])
+            raw_file.predict(file, options)
+            return _packed(file)
+
+        return predict_file
+
+    def write_file(paths: tuple[str, str], arrays: Arrays) -> RawFile:
+        file = pickle.loads(arrays["file"])
+        raw_file.write(file, storage.to_path(paths[1]), options)
+        return file
+
+    actors = current_capacity().task_count(needs)
+    return staged_map(files, lambda paths: paths, read_files, predictor, write_file, needs, actors)
+
+
+def _packed(file: RawFile) -> Arrays:
+    return {"file": np.frombuffer(pickle.dumps(file, protocol=5), np.uint8)}

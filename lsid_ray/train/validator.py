@@ -32,7 +32,7 @@ from lsid_ray.config.schema import Experiment
 from lsid_ray.data.index import Shards, open_shards
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.evaluate.score import Measure
-from lsid_ray.inference.files import prediction_device
+from lsid_ray.inference.raw_file import prediction_device
 from lsid_ray.model.checkpoint import METRICS, load_generator, write_metrics
 from lsid_ray.model.generator import Generator
 from lsid_ray.storage import AnyPath
