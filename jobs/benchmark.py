@@ -5,6 +5,7 @@
     python jobs/benchmark.py pack SID/Sony
     python jobs/benchmark.py feed SID/Sony-shards --step-ms 40
     python jobs/benchmark.py train sid-sony SID/Sony-shards
+    python jobs/benchmark.py validate sid-sony SID/Sony-shards --step-ms 40
     python jobs/benchmark.py faults
     python jobs/benchmark.py history runs/demo
 
@@ -27,6 +28,7 @@ from lsid_ray.benchmark.pack import Pack
 from lsid_ray.benchmark.predict import Predict
 from lsid_ray.benchmark.step import Step
 from lsid_ray.benchmark.training import Train
+from lsid_ray.benchmark.validate import Validate
 from lsid_ray.commandline import parse, run_job
 
 
@@ -34,7 +36,7 @@ from lsid_ray.commandline import parse, run_job
 class Options:
     """What to measure."""
 
-    benchmark: Annotated[Feed | Train | Step | Predict | Pack | Faults | History, tyro.conf.arg(name="")]
+    benchmark: Annotated[Feed | Train | Validate | Step | Predict | Pack | Faults | History, tyro.conf.arg(name="")]
     out: Path | None = None
     """Also write the figures to this file, as JSON."""
 

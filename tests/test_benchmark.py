@@ -15,6 +15,7 @@ from lsid_ray.benchmark.pack import measure_pack, pack_table
 from lsid_ray.benchmark.predict import PredictTimes, measure_predict, predict_table
 from lsid_ray.benchmark.step import Step, measure_step, step_table
 from lsid_ray.benchmark.training import Train, measure_training, training_table
+from lsid_ray.benchmark.validate import Validate, ValidationCost, measure_validation, validation_table
 from lsid_ray.config.presets import PRESETS
 from lsid_ray.config.schema import ClusterConfig, DiscriminatorConfig, GeneratorConfig, TrainingConfig
 from lsid_ray.errors import InputError
@@ -158,3 +159,26 @@ def test_a_run_is_compared_with_its_step_on_a_cached_batch(shards: Path, tmp_pat
     assert f"Training keeps {rates.share:.0%} of the speed of its step" in training_table(rates)
     with pytest.raises(InputError, match=r"--training.crop is 256"):
         measure_training(Train("sid-sony", str(shards), cluster=cluster), tmp_path)
+
+
+def test_what_a_validation_costs_is_computed_from_frames_that_are_timed(shards: Path, monkeypatch):
+    tiny = replace(
+        PRESETS["demo"][1],
+        generator=GeneratorConfig(width=4, depth=2),
+        discriminator=DiscriminatorConfig(width=4, layers=1),
+        training=TrainingConfig(batch_size=4, crop=16, validate_every=5, crops_per_pair=2),
+    )
+    monkeypatch.setitem(PRESETS, "tiny", ("", tiny))
+    cost = measure_validation(Validate("tiny", str(shards), step_ms=1000, frames=1, slots=3))
+    assert (cost.frames, cost.megapixels, cost.interval_s) == (2, 144 * 192 / 1e6, 15), "3 steps an epoch"
+    assert 0 < cost.frame_s < 10 and cost.blocked_s == cost.save_s > 0
+    cost = ValidationCost("x", 234, 12.0, 100.0, 2, 39, 2.0, 4.0, 0.5)
+    assert cost.in_line_s == 234.5 and cost.apart_s == 24 and cost.share(cost.blocked_s) == 0.5 / 100.5
+    slow = replace(cost, slots=1)
+    assert slow.blocked_s == 0.5 + 936 - 100
+    lines = validation_table(cost).splitlines()
+    assert lines[2].split() == ["apart", "4", "39", "24", "0.5", "0.5%"]
+    assert validation_table(slow).endswith("Apart, training waits 836 s for the validation before.")
+    assert validation_table(replace(cost, slots=0)).endswith("so training stops for each validation.")
+    with pytest.raises(InputError, match=r"--frames is 0: expected 1 to"):
+        measure_validation(Validate("tiny", str(shards), frames=0))

@@ -71,6 +71,6 @@ def test_each_item_is_decoded_with_its_file_and_passes_three_processes_of_which_
 def test_a_process_that_dies_loses_one_item_and_an_error_ends_all(cluster: None, tmp_path: Path) -> None:
     results = Stages(tmp_path, victim=11).run([10, 11, 12, 20])
     assert {n for n, result in results.items() if result is None} == {11} and len(results) == 4
-    with pytest.raises(InputError, match="^99 cannot be finished$"):
+    with pytest.raises(InputError, match=r"^99 cannot be finished$"):
         Stages(tmp_path).run([10, 99])
     assert until(lambda: predictors() == 0, 10)

@@ -221,7 +221,7 @@ def test_a_killed_driver_resumes_and_validates_what_awaited_it_with_the_scores_o
         job = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
     assert until(lambda: "'kind': 'train'" in output.read_text() or job.poll() is not None, 60), output.read_text()
     held = placement_group([{"CPU": 1}, {"CPU": 1}])  # beside worker and reader there is no CPU for a validation
-    assert until(lambda: "waiting for the validation of step 300" in output.read_text(), 60), output.read_text()
+    assert until(lambda: "'message': 'the validation of step 300'" in output.read_text(), 60), output.read_text()
     job.kill()
     job.wait()
     remove_placement_group(held)

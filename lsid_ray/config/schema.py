@@ -132,7 +132,8 @@ class TrainingConfig:
     precision: Literal["bfloat16", "float32"] = "bfloat16"
     """Autocast on CUDA. CPUs always train in float32."""
     validate_every: int = 10
-    """Epochs between validations on full frames; each leaves a checkpoint, of which the best is kept."""
+    """Epochs between validations on full frames; each leaves a checkpoint, of which the best is kept. Training goes on
+    meanwhile if enough CPUs (with --cluster.use-gpu GPUs) are free beside workers and readers."""
     metrics: tuple[PerceptualMetric, ...] = ()
     """Measured at validations besides PSNR and SSIM: texture, flip, lpips (with AlexNet), lpips_vgg, dists. All but
     texture cost more than those two: see jobs/README.md. Not part of the experiment's identity."""

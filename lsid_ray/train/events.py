@@ -17,7 +17,7 @@ An event is a dictionary with a "kind". Those that are logged have a "step":
 These are only shown, the first by TensorBoard:
 
 "image"       step, name, pixels ((H, W, 3) uint8): input, output and target of the first frame of a validation
-"waiting"     message, seconds; no worker has started yet
+"waiting"     message, seconds; no worker has started yet, or a validation has not ended
 "warning"     message
 """
 

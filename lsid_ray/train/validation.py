@@ -1,5 +1,6 @@
 """Validation of a run on full frames: in line, by its workers, or apart, while they train (see `train.validator`)."""
 
+import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from lsid_ray.train.events import Event
 from lsid_ray.train.heartbeat import VALIDATING, WAITING_FOR_VALIDATION, Heartbeat
 from lsid_ray.train.run_folder import AWAITS_VALIDATION, saved_checkpoints
 
-POLL_S = 0.2
+POLL_S, WAIT_LINE_S = 0.2, 10.0
 
 
 class WorkerValidation:
@@ -71,12 +72,10 @@ class WorkerValidation:
         if not self.apart:
             return
         self.heartbeat.begin(WAITING_FOR_VALIDATION, step)
-        is_first = True
+        wait = Wait()
         while (awaited := from_first(self._awaited(step), self.world_size)) is not None:
-            if is_first and self.rank == 0:
-                message = f"waiting for the validation of step {awaited}"
-                self.events.put.remote({"kind": "warning", "message": message})
-            is_first = False
+            if self.rank == 0 and (event := wait.event(awaited)):
+                self.events.put.remote(event)
             self.heartbeat.go_on()
             time.sleep(POLL_S)
 
@@ -89,6 +88,21 @@ class WorkerValidation:
         except (OSError, InputError):  # a store that fails now is asked again
             return step
         return next((each for each in steps if each < step), None)
+
+
+class Wait:
+    """Says now and then that a validation is waited for."""
+
+    def __init__(self) -> None:
+        self.start, self.shown = time.monotonic(), -math.inf
+
+    def event(self, step: int) -> Event | None:
+        """A "waiting" event, at the first call and then every WAIT_LINE_S; else None. step: of the checkpoint."""
+        now = time.monotonic()
+        if now - self.shown < WAIT_LINE_S:
+            return None
+        self.shown = now
+        return {"kind": "waiting", "message": f"the validation of step {step}", "seconds": now - self.start}
 
 
 def score_pairs(

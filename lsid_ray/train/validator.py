@@ -39,7 +39,7 @@ from lsid_ray.storage import AnyPath
 from lsid_ray.train.failures import describe, is_deterministic
 from lsid_ray.train.run_folder import AWAITS_VALIDATION, SavedCheckpoint, saved_checkpoints
 from lsid_ray.train.run_log import RunLog
-from lsid_ray.train.validation import image_event, mean_scores, score_pairs, validation_event
+from lsid_ray.train.validation import Wait, image_event, mean_scores, score_pairs, validation_event
 
 POLL_S = 0.2
 TASK_RETRIES = 3  # of Ray's, after the loss of a process or node
@@ -114,16 +114,15 @@ class Validator:
 
         Raises: InputError as a validation in line; PartialFailure if tasks kept failing.
         """
-        alive, shown = current_capacity().alive, -1
+        alive, wait = current_capacity().alive, Wait()
         self.slots = Capacity(alive, alive).task_count(self.needs)
         try:
             while self.poll():
-                if self.current and self.current.step != shown:
-                    shown = self.current.step
-                    self._warn(f"waiting for the validation of step {shown}")
+                if self.current and (event := wait.event(self.current.step)):
+                    self.log.write(event)
                 time.sleep(POLL_S)
         except KeyboardInterrupt:
-            raise KeyboardInterrupt(f"the same command validates step {shown}") from None
+            raise KeyboardInterrupt("the same command validates what is left") from None
         if self.error is not None:
             raise self.error
 
