@@ -16,7 +16,7 @@ import psutil
 import pytest
 import ray
 import torch
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from lsid_ray.benchmark.nodes import until
@@ -29,6 +29,7 @@ from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.evaluate.score import validate
 from lsid_ray.evaluate.visibility import flip
 from lsid_ray.model.checkpoint import load_generator, load_training_state
+from lsid_ray.train import validator
 from lsid_ray.train.events import SHOWN_ONLY, Event
 from lsid_ray.train.run_folder import checkpoint_name, checkpoint_step, saved_checkpoints
 from lsid_ray.train.trainer import train
@@ -245,6 +246,28 @@ def test_a_killed_driver_resumes_and_validates_what_awaited_it_with_the_scores_o
     assert run.metrics == in_line.metrics
     states = (load_training_state(each.folder / checkpoint_name(900)) for each in (run, in_line))
     torch.testing.assert_close(*states, rtol=0, atol=0)
+
+
+def test_a_run_whose_validations_find_no_room_goes_on_with_validations_in_line(
+    shards: Path, experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(validator, "STARVED_S", 1.0)
+    e = experiment("starved", training={"epochs": 300, "validate_every": 100}, cluster={"num_workers": 1})
+    lines: list[str] = []
+    held: list[PlacementGroup] = []
+
+    def hold(event: Event) -> None:
+        if event["kind"] == "train" and not held:
+            held.append(placement_group([{"CPU": 1}, {"CPU": 1}]))
+        if event["kind"] == "warning":
+            lines.append(event["message"])
+
+    run = train(e, str(shards), on_event=hold)
+    remove_placement_group(held[0])
+    (line,) = lines
+    assert line.startswith("no room for the validation of step 300: 0.5 of 4 CPUs free")
+    starts = [event["step"] for event in events(run.folder) if event["kind"] == "start"]
+    assert len(starts) == 2 and starts[1] >= 600 and sorted(validation_psnr(run.folder)) == [300, 600, 900]
 
 
 def test_after_a_non_finite_loss_a_run_goes_back_or_ends_and_names_the_step_and_files(

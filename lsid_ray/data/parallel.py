@@ -123,7 +123,7 @@ def waiting_shown(needs: Resources) -> Iterator[Callable[[], None]]:
         shown = 0.0
         while not ended.wait(1.0):
             now = time.monotonic()
-            if now - last_result < QUIET_WAIT_S or now - shown < WAIT_LINE_S or _is_running():
+            if now - last_result < QUIET_WAIT_S or now - shown < WAIT_LINE_S or is_running():
                 continue
             shown = now
             show_waiting(f"{format_amounts(needs)}: {describe_free(needs)}, {format_duration(now - last_result)}")
@@ -137,7 +137,7 @@ def waiting_shown(needs: Resources) -> Iterator[Callable[[], None]]:
         thread.join()
 
 
-def _is_running() -> bool:
+def is_running() -> bool:
     """Whether a task of this job runs; False if the cluster's dashboard, which knows, does not answer."""
     job = ray.get_runtime_context().get_job_id()
     filters = [("job_id", "=", job), ("state", "=", "RUNNING"), ("type", "=", "NORMAL_TASK")]

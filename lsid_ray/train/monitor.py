@@ -14,7 +14,7 @@ from lsid_ray.cluster import lost_nodes
 from lsid_ray.errors import InputError
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.elastic import MissingWorkers
-from lsid_ray.train.heartbeat import TRAINING, WAITING_FOR_DATA, Beat, StallDetector
+from lsid_ray.train.heartbeat import TRAINING, WAITING_FOR_DATA, WAITING_FOR_VALIDATION, Beat, StallDetector
 from lsid_ray.train.run_log import RunLog
 from lsid_ray.train.validator import Validator
 
@@ -145,7 +145,9 @@ class Monitor:
     def _validate(self) -> None:
         if self.validator is not None:
             self.validator.poll()
-            self.stopping = self.stopping or self.validator.error is not None
+            if any(beat.activity == WAITING_FOR_VALIDATION for beat in self.beats.values()):
+                self.validator.give_up()
+            self.stopping = self.stopping or self.validator.gave_up or self.validator.error is not None
 
     def _is_stop_requested(self) -> bool:
         try:

@@ -74,8 +74,9 @@ def train(
         `training.epochs`; a later call with a greater one, or with None, continues as if there had been no stop.
     tracker: where the run is logged besides its folder.
     validate_apart: validate while training goes on, if CPUs (or GPUs) are free for that (see `train.validator`).
-    Creating the file `stop` in the run's folder ends the run after the current step, with its best checkpoint so far;
-    Ctrl-C (KeyboardInterrupt) also saves a checkpoint first, a second one does not wait for that.
+    Creating the file `stop` in the run's folder ends the run after the current step, once all is validated, with its
+    best checkpoint so far; Ctrl-C (KeyboardInterrupt) also saves a checkpoint first, but leaves its validation to the
+    next call; a second one does not wait for the checkpoint either.
     If a worker fails, the run restarts from its latest checkpoint, unless the error is deterministic (see `failures`).
     Raises: InputError for what cannot run; PartialFailure if losses were not finite, workers kept failing, or the run
     was stopped before its first validation; KeyboardInterrupt, with the step of the latest checkpoint.
@@ -186,7 +187,7 @@ def _train(
             _roll_back(experiment, folder, log)
         elif monitor.resizing:
             log.write({"kind": "resize", "step": checkpoint_step(folder), "workers": worker_count(cluster)})
-        else:
+        elif not validator.gave_up:
             validator.finish()
             remove_leftovers(folder)
             return

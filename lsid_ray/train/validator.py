@@ -2,7 +2,8 @@
 
 Training goes on: the saver writes a checkpoint that says that it awaits its validation, the driver finds it in the
 run's folder, has its frames scored by tasks of a CPU (or a GPU) each, and writes the scores into it. At most one
-validation is behind: when the next is due, training waits for it. A validation in line gives the same scores.
+validation is behind: when the next is due, training waits for it; if other jobs leave no room for it, the run goes on
+with validations in line. These give the same scores.
 
 The folder alone says what is to be validated, and the driver owns the tasks: so neither a killed worker nor a killed
 driver forgets a checkpoint, and a task whose node is lost is tried again. Ray Train's own asynchronous validation
@@ -26,10 +27,11 @@ import torch
 from ray.exceptions import RayError, RayTaskError
 
 from lsid_ray import storage
-from lsid_ray.capacity import Capacity, current_capacity
+from lsid_ray.capacity import Capacity, current_capacity, describe_free
 from lsid_ray.cluster import validation_slots
 from lsid_ray.config.schema import Experiment
 from lsid_ray.data.index import Shards, open_shards
+from lsid_ray.data.parallel import is_running
 from lsid_ray.errors import InputError, PartialFailure
 from lsid_ray.evaluate.score import Measure
 from lsid_ray.inference.raw_file import prediction_device
@@ -44,6 +46,7 @@ from lsid_ray.train.validation import Wait, image_event, mean_scores, score_pair
 POLL_S = 0.2
 TASK_RETRIES = 3  # of Ray's, after the loss of a process or node
 MAX_PAIRS_PER_TASK = 8  # of one long exposure, which is read once for them
+STARVED_S = 60.0  # without a task that runs, while training waits for it
 MIN_SHARE = 0.25  # of the workers' CPUs, or GPUs, must be free beside them: with less, training would wait for long
 
 
@@ -87,6 +90,9 @@ class Validator:
         self.current: _Validation | None = None
         self.error: InputError | PartialFailure | None = None
         """What ends the run."""
+        self.gave_up = False
+        """Whether the workers are to end, to go on with validations in line."""
+        self.last_look = 0.0  # for a task that runs
         self.has_warned = self.has_failed = False
 
     def begin(self, workers: int) -> bool:
@@ -96,6 +102,7 @@ class Validator:
         """
         if self.error is not None:
             raise self.error
+        self.gave_up = False
         self.slots = validation_slots(self.cluster, workers) if self.apart else 0
         needed = MIN_SHARE * workers * (1 if self.cluster.use_gpu else max(self.cluster.cpus_per_worker, 1))
         if 0 < self.slots >= needed:
@@ -152,6 +159,22 @@ class Validator:
             self.has_failed = True
             return True
         return self.current is not None
+
+    def give_up(self) -> None:
+        """Validate in line from now on if no task has run for STARVED_S. To be called while training waits.
+
+        What other jobs take was not known when the attempt began.
+        """
+        now = time.monotonic()
+        if self.current is None or now - max(self.current.last_result, self.last_look) < STARVED_S:
+            return
+        self.last_look = now
+        if not is_running():
+            self.gave_up, self.apart = True, False
+            free = describe_free(self.needs)
+            self._warn(
+                f"no room for the validation of step {self.current.step}: {free}; training stops for each from now on"
+            )
 
     def cancel(self) -> None:
         """End the tasks; their checkpoint is validated when the run resumes."""
