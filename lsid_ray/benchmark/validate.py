@@ -125,8 +125,10 @@ def _frame_s(gan_step: GanStep, options: Validate, threads: int) -> float:
     pairs, before = shards.pairs[: options.frames], torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
+        generator = gan_step.scored.eval()
+        list(validate(generator, shards, pairs[:1], gan_step.device))  # the first is slow
         start = time.perf_counter()
-        for _ in validate(gan_step.scored.eval(), shards, pairs, gan_step.device):
+        for _ in validate(generator, shards, pairs, gan_step.device):
             pass
         return (time.perf_counter() - start) / len(pairs)
     finally:
