@@ -52,11 +52,7 @@ def main() -> None:
     amplification = Amplification.parse(options.ratio)
     if not options.inputs:
         raise InputError("no raw file given: expected files or folders after the checkpoint")
-    prediction = {
-        "memory_bytes": memory_limit(options.memory_gb),
-        "use_gpu": options.use_gpu,
-        "self_ensemble": options.self_ensemble,
-    }
+    memory_bytes = memory_limit(options.memory_gb)
     suffix = {"png": ".png", "tiff": ".tif", "jpeg": ".jpg"}[options.format]
     out, checkpoint = storage.to_path(options.out), storage.to_path(options.checkpoint)
     storage.check_writable(out, "--out")
@@ -64,8 +60,9 @@ def main() -> None:
     if plan.existing:
         print(f"skipping existing images in {out}: {len(plan.existing)} (--overwrite replaces them)")
     failures = [f"{path}: {reason}" for path, reason in plan.problems]
+    prediction = {"use_gpu": options.use_gpu, "self_ensemble": options.self_ensemble}
     with counter("enhancing", "files") as progress:
-        results = enhance_files(checkpoint, plan.todo, amplification, **prediction)
+        results = enhance_files(checkpoint, plan.todo, amplification, memory_bytes=memory_bytes, **prediction)
         for number, result in enumerate(results, start=1):
             failures += [f"{result.source}: {result.error}"] if result.error else []
             odd = f"; unlikely: {result.oddities}" if result.oddities else ""

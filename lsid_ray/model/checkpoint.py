@@ -57,7 +57,8 @@ def write_metrics(folder: AnyPath, metrics: dict[str, Any]) -> None:
     """Replace the step, epoch and scores of a complete checkpoint, atomically. Raises: OSError if they cannot be."""
     files = json.loads((folder / METRICS).read_text())["files"]
     with storage.atomic_write(folder / METRICS) as file:
-        file.write(json.dumps({**metrics, "files": files}, indent=2).encode())
+        content = jsonable({**metrics, "files": files})
+        file.write(json.dumps(content, indent=2, allow_nan=False).encode())
 
 
 def is_complete(folder: AnyPath) -> bool:
