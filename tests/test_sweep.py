@@ -71,6 +71,7 @@ def test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation(make_definit
         assert all(0 < validation["flip"] < 1 for validation in trial.validations)
         expected = replace(definition.experiment.training, max_rollbacks=0)  # a trial that diverges has failed
         assert trial_experiment.training == expected, "trials differ only in searched fields"
+    assert not list(definition.folder.glob("trials/*/lock.json")), "the run of a stopped trial ends in order too"
     running = [sum(trial.state == "running" for trial in snapshot) for snapshot in snapshots]
     assert max(running) <= 2, "no more trials at once than the cluster's four CPUs hold"
     table = trial_table(definition, trials)
@@ -169,6 +170,13 @@ def test_optuna_learns_from_trials_before_a_restart(make_definition: MakeDefinit
     )
     assert searcher.suggest("b")["number"] == 3
     assert FolderSearcher(definition).suggest("c") == unfinished
+
+    draws = replace(definition, folder=definition.folder / "draws", sweep=SweepConfig(searcher="random"))
+    undisturbed = FolderSearcher(draws)
+    suggested = [undisturbed.suggest(str(number)) for number in range(4)]
+    for trial in suggested[:2]:
+        end_trial(begin_trial(draws, trial["number"], trial["parameters"]), "finished", "")
+    assert FolderSearcher(draws).suggest("d") == suggested[2] != suggested[3], "a restart changes no draw"
 
 
 def test_a_folder_of_another_sweep_or_of_a_run_is_rejected(make_definition: MakeDefinition) -> None:

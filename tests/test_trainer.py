@@ -61,15 +61,15 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
     logged = [event for event in seen if event["kind"] not in SHOWN_ONLY]
     assert logged == events(run.folder), "the log holds the events that were shown"
     steps = [event for event in seen if event["kind"] == "train"]
-    assert (
-        steps and {"l1", "adversarial", "discriminator", "samples_per_s", "seconds_left", "saving"} <= steps[-1].keys()
-    )
+    fields = {"l1", "adversarial", "discriminator", "samples_per_s", "seconds_left", "saving"}
+    assert steps and fields | {"real_accuracy", "fake_accuracy"} <= steps[-1].keys()
     assert run.metrics["psnr_db"] == max(event["psnr_db"] for event in seen if event["kind"] == "validation")
     assert run.metrics["frames"] == len(open_shards(shards, ["validation"]).pairs), (
         "each validation frame is scored once"
     )
     assert from_json((run.folder / "experiment.json").read_text(), "") == e
     board = EventAccumulator(str(run.folder / "tensorboard")).Reload()
+    assert "train/fake_accuracy" in board.Tags()["scalars"]
     (images,) = (board.Images(name) for name in board.Tags()["images"])
     assert [image.step for image in images] == [
         event["step"] for event in events(run.folder) if event["kind"] == "validation"

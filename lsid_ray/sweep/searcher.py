@@ -15,7 +15,12 @@ MAX_DRIVER_FAILURES = 3  # of a trial's driver, as when its node is lost; the ru
 
 
 class FolderSearcher(Searcher):
-    """A searcher for Ray Tune whose Optuna study is rebuilt at each start from the trials in the sweep's folder."""
+    """A searcher for Ray Tune whose Optuna study is rebuilt at each start from the trials in the sweep's folder.
+
+    Ray Tune's `OptunaSearch` (2.60) cannot be rebuilt: `add_evaluated_point` takes neither two objectives nor a space
+    that depends on the trial, as here on whether it has an adversarial loss; and its random numbers begin again, so
+    that it draws what it has drawn before. `test_sweep.test_optuna_learns_from_trials_before_a_restart`.
+    """
 
     def __init__(self, definition: SweepDefinition):
         super().__init__(metric="psnr_db", mode="max")

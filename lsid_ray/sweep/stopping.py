@@ -38,8 +38,11 @@ def grace_epochs(definition: SweepDefinition) -> int:
 class Asha(FIFOScheduler):
     """ASHA (arXiv 1810.05934) that records the trials it stops and resumes from the validations in a sweep's folder.
 
-    It identifies trials by their number, because Ray Tune's ids change at each start. Trials without adversarial loss
-    compete only with each other: they tend to a higher PSNR and would get all others stopped.
+    All decisions are those of Ray Tune's `ASHAScheduler`, with the epoch as its time. What that has not: a memory of
+    trials before a start, a record of what it stopped, and groups. Trials are identified by their number, because Ray
+    Tune's ids change at each start; those without adversarial loss compete only with each other: they tend to a higher
+    PSNR and would get all others stopped.
+    `test_sweep.test_asha_stops_weak_trials_and_takes_trials_before_a_restart_into_account`
     """
 
     def __init__(self, definition: SweepDefinition):
@@ -89,7 +92,10 @@ class _TrialStub:
 
 
 class Budget(tune.Stopper):
-    """Ends the sweep when its hours or samples are used up, or when too many trials have failed."""
+    """Ends the sweep when its hours or samples are used up, or when too many trials have failed.
+
+    Over all starts: the time limits of Ray Tune count from the latest.
+    """
 
     def __init__(self, definition: SweepDefinition):
         sweep = definition.sweep
