@@ -1,7 +1,8 @@
 """Ray Tune over ordinary runs: each trial is a call of `train.trainer.train` with workers of its own.
 
 Ray Tune allocates resources and stops trials. Its state is rebuilt at each start from the sweep's folder, so a killed
-sweep resumes and does not repeat finished trials.
+sweep resumes and does not repeat finished trials; `Tuner.restore` would, whose snapshot is up to 10 s old (ray 2.60):
+`test_sweep.test_a_killed_sweep_resumes_and_repeats_no_validation`. README.md has what else was tried.
 """
 
 import dataclasses
@@ -105,7 +106,12 @@ def _following(definition: SweepDefinition, on_trials: Callable[[list[Trial]], N
 
 
 class _TrialDriver(tune.Trainable):
-    """The actor of a trial: it starts the run, reports each validation to Ray Tune, and stops the run on request."""
+    """The actor of a trial: it starts the run, reports each validation to Ray Tune, and stops the run on request.
+
+    Not a function with Ray Tune's `TuneReportCallback`: Ray Tune 2.60 does not wait for a function that it stops, so a
+    run could neither end its log nor give up its lock.
+    `test_sweep.test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation`
+    """
 
     def setup(self, config: dict[str, Any], definition: SweepDefinition) -> None:
         cluster.quiet_ray_logs()
