@@ -42,6 +42,8 @@ def test_trials_without_adversarial_loss_draw_only_fields_that_they_use() -> Non
     space = read_space({"loss.warmup-steps": "uniform:0:10", "discriminator.width": "choice:8,16"}, DEMO)
     assert set(draw(space, random_trial(0), zero=True)) == {"loss.adv_weight", "optimizer.generator_lr"}
     assert draw(space, random_trial(0), zero=True)["loss.adv_weight"] == 0.0
+    space = read_space({"loss.warmup-steps": "uniform:0:10", "loss.ssim-weight": "uniform:0:0.2"}, DEMO)
+    assert "loss.ssim_weight" in draw(space, random_trial(0), zero=True), "L1 and SSIM have no need of an adversary"
 
 
 def test_parameters_change_only_their_fields() -> None:

@@ -91,7 +91,8 @@ def draw(space: tuple[Dimension, ...], sampler: Sampler, zero: bool) -> Paramete
     parameters: Parameters = {ADV_WEIGHT: 0.0} if zero else {}
     for dimension in space:
         section, field = dimension.field.split(".")
-        if not (zero and (section in ("discriminator", "loss") or field == "discriminator_lr")):
+        is_adversarial = section in ("discriminator", "loss") or field == "discriminator_lr"
+        if not zero or not is_adversarial or dimension.field in ("loss.l1_weight", "loss.ssim_weight"):
             parameters[dimension.field] = dimension.draw(sampler)
     return parameters
 
