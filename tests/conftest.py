@@ -56,15 +56,6 @@ os.environ |= {  # before Ray starts, so that its processes inherit them
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "ihc.png")
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """With `-n 2 --dist loadgroup` one process has the session's cluster, the other those of several nodes."""
-    for item in items:
-        if item.get_closest_marker("cluster"):
-            item.add_marker(pytest.mark.xdist_group("nodes"))
-        elif "cluster" in item.fixturenames:
-            item.add_marker(pytest.mark.xdist_group("session's cluster"))
-
-
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five scenes of 144x192 sensels at ratios 100 and 300: three to train, one to validate, one to test."""

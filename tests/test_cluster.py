@@ -141,7 +141,6 @@ print(json.dumps([each.laddr.ip for each in sockets if each.status == psutil.CON
 """
 
 
-@pytest.mark.cluster
 def test_a_cluster_that_a_job_starts_listens_on_the_loopback_only() -> None:
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     done = subprocess.run(
