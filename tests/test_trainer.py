@@ -170,11 +170,11 @@ def test_a_killed_worker_loses_only_the_steps_since_the_latest_checkpoint(
     shards: Path, experiment: MakeExperiment
 ) -> None:
     # Twice, with a new checkpoint between: only failures in a row count.
-    e = experiment("killed", training={"epochs": 80, "validate_every": 4}, cluster={"max_failures": 1})
+    e = experiment("killed", training={"epochs": 40, "validate_every": 4}, cluster={"max_failures": 1})
     killed: list[int] = []
 
     def kill(event: Event) -> None:
-        if event["kind"] == "validation" and event["epoch"] >= (12, 32, 999)[len(killed)]:
+        if event["kind"] == "validation" and event["epoch"] >= (8, 24, 999)[len(killed)]:
             killed.append(worker_processes()[0])
             os.kill(killed[-1], signal.SIGKILL)
 
@@ -238,11 +238,8 @@ def test_a_killed_driver_resumes_and_validates_what_awaited_it_with_the_scores_o
          if event["kind"] == "validation"]
         for each in (run, in_line)
     )  # fmt: skip
-    assert sorted(rows, key=lambda row: row["step"]) == expected and [row["epoch"] for row in expected] == [
-        100,
-        200,
-        300,
-    ]
+    assert sorted(rows, key=lambda row: row["step"]) == expected
+    assert [row["epoch"] for row in expected] == [100, 200, 300]
     assert run.metrics == in_line.metrics
     states = (load_training_state(each.folder / checkpoint_name(900)) for each in (run, in_line))
     torch.testing.assert_close(*states, rtol=0, atol=0)
@@ -261,9 +258,9 @@ def test_a_run_whose_validations_find_no_room_goes_on_with_validations_in_line(
             held.append(placement_group([{"CPU": 1}, {"CPU": 1}]))
         if event["kind"] == "warning":
             lines.append(event["message"])
+            remove_placement_group(held[0])  # or the run, which starts again, would wait for the other job
 
     run = train(e, str(shards), on_event=hold)
-    remove_placement_group(held[0])
     (line,) = lines
     assert line.startswith("no room for the validation of step 300: 0.5 of 4 CPUs free")
     starts = [event["step"] for event in events(run.folder) if event["kind"] == "start"]
@@ -278,9 +275,8 @@ def test_after_a_non_finite_loss_a_run_goes_back_or_ends_and_names_the_step_and_
     victim = next(pair for pair in index["pairs"] if pair["split"] == "train")
     index["frames"][victim["short"]]["white_balance"] = [float("nan"), 1.0, 1.0]
     (broken / "index.json").write_text(json.dumps(index))
-    with pytest.raises(PartialFailure, match=rf"step 0: a loss is not finite \(l1 nan.*{victim['name']}"):
-        train(experiment(training={"batch_size": 12, "epochs": 1, "max_rollbacks": 0}), str(broken))
-    with pytest.raises(PartialFailure, match=r"or start with another --name and a lower --optimizer.generator-lr"):
+    way_on = "or start with another --name and a lower --optimizer.generator-lr"
+    with pytest.raises(PartialFailure, match=rf"step 0: a loss is not finite \(l1 nan.*{victim['name']}.*{way_on}"):
         train(experiment(training={"batch_size": 12, "epochs": 1, "max_rollbacks": 0}), str(broken))
 
     e = experiment("returning", training={"crops_per_pair": 1, "epochs": 2})
