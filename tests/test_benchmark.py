@@ -143,6 +143,7 @@ def test_the_history_of_a_run_says_when_and_why_its_workers_changed(tmp_path: Pa
         History(str(tmp_path / "none"), tmp_path / "none.png").run(tmp_path)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_is_compared_with_its_step_on_a_cached_batch(shards: Path, tmp_path: Path, monkeypatch):
     monkeypatch.setattr("lsid_ray.benchmark.training.MIN_SECONDS", 0.5)

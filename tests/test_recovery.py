@@ -92,6 +92,7 @@ def test_a_checkpoint_that_cannot_be_written_ends_the_run_after_the_allowed_wait
         train(Experiment(**{**vars(e), "storage": str(full_disk)}), str(shards))
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(300)
 def test_a_run_survives_a_store_that_refuses_now_and_then(
     store: Store, shards: Path, experiment: MakeExperiment

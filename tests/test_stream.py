@@ -195,6 +195,7 @@ def test_a_store_that_fails_ends_the_stream_with_one_line(opened: Shards) -> Non
     assert error_of(failing) == (OSError, "s3://bucket/short/x.parquet: does not answer")
 
 
+@pytest.mark.slow
 def test_a_damaged_shard_ends_a_run_with_one_line_that_names_it(
     shards: Path, experiment: Callable[..., Experiment], tmp_path: Path
 ) -> None:

@@ -132,6 +132,7 @@ def test_neither_a_stop_at_an_epoch_nor_the_number_of_workers_changes_the_result
     torch.testing.assert_close(weights(first.folder / "best"), weights(complete.best), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.slow
 def test_epochs_added_to_a_finished_run_are_trained(shards: Path, experiment: MakeExperiment) -> None:
     e = experiment("more", training={"epochs": 1}, optimizer={"schedule": "constant"}, cluster={"num_workers": 1})
     train(e, str(shards))
@@ -166,6 +167,7 @@ def test_a_stop_file_ends_a_run_with_a_checkpoint_of_its_last_step(shards: Path,
     assert run.metrics["step"] == 240 <= checkpoint_step(folder) < 12000 and run.metrics["psnr_db"] > 0
 
 
+@pytest.mark.slow
 def test_a_killed_worker_loses_only_the_steps_since_the_latest_checkpoint(
     shards: Path, experiment: MakeExperiment
 ) -> None:
