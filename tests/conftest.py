@@ -56,6 +56,14 @@ os.environ |= {  # before Ray starts, so that its processes inherit them
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "ihc.png")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Have what test modules define sent to Ray's processes whole, which cannot import those modules."""
+    from ray import cloudpickle
+
+    for module in {item.module for item in session.items if isinstance(item, pytest.Function)}:
+        cloudpickle.register_pickle_by_value(module)
+
+
 @pytest.fixture(scope="session")
 def data_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Five scenes of 144x192 sensels at ratios 100 and 300: three to train, one to validate, one to test."""

@@ -228,7 +228,7 @@ def test_xtrans_raw_files_are_packed_trained_and_evaluated(cluster: None, tmp_pa
             write_dng(tmp_path / "data" / kind / f"{split}0001_00_{1 / ratio:g}s.dng", frame)
     packed = pack_dataset(tmp_path / "data", tmp_path / "shards", tile=64)
     assert packed.pairs == 3 and not packed.failures
-    tiny = experiment(generator={"cfa": "xtrans"}, training={"epochs": 1})
+    tiny = experiment(generator={"cfa": "xtrans"}, training={"epochs": 1}, cluster={"num_workers": 1})
     with pytest.raises(InputError, match=r"--generator\.cfa is bayer: the frames in .* are xtrans"):
         train(replace(tiny, generator=replace(tiny.generator, cfa="bayer")), str(tmp_path / "shards"))
     run = train(tiny, str(tmp_path / "shards"))

@@ -1,20 +1,17 @@
 """Decoding, predicting and finishing in stages of their own, as evaluation and enhancing do it with GPUs."""
 
 import os
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
-from ray import cloudpickle
 from ray.util.state import list_actors
 
 from lsid_ray.benchmark.nodes import until
 from lsid_ray.data.stages import Arrays, staged_map
 from lsid_ray.errors import InputError
 
-cloudpickle.register_pickle_by_value(sys.modules[__name__])  # Ray's processes cannot import it
 IN_PLACE_OF_A_GPU = {"CPU": 0.5, "GPU": 0}
 
 

@@ -38,7 +38,11 @@ def opened(shards: Path) -> Shards:
     return open_shards(shards, ["train"])
 
 
-@ray.remote(num_cpus=0.1)
+consumer = ray.remote(num_cpus=0.1, max_calls=1)
+"""Of functions that read a stream: its readers end with the process, or they would take the next stream's CPUs."""
+
+
+@consumer
 def consume(iterator: ray.data.DataIterator, num_workers: int) -> list[list[int]]:
     return [batch.sample for batch in local_batches(iterator, TRAINING.batch_size, num_workers, torch.device("cpu"))]
 
@@ -157,7 +161,7 @@ def test_a_long_run_of_small_crops_begins_at_once(opened: Shards) -> None:
         batches = local_batches(iterator, 1024, 1, torch.device("cpu"))
         return sum(len(next(batches).sample) for _ in range(50))
 
-    assert ray.get(ray.remote(num_cpus=0.1)(read).remote(iterator), timeout=300) == 50 * 1024
+    assert ray.get(consumer(read).remote(iterator), timeout=120) == 50 * 1024
 
 
 def error_of(shards: Shards) -> tuple[type, str]:
@@ -175,7 +179,7 @@ def error_of(shards: Shards) -> tuple[type, str]:
     dataset = training_stream(shards, schedule, 0, 1)
     dataset.context.execution_options = execution_options(schedule)
     (iterator,) = dataset.streaming_split(1, equal=True)
-    return ray.get(ray.remote(num_cpus=0.1)(read).remote(iterator), timeout=100)
+    return ray.get(consumer(read).remote(iterator), timeout=100)
 
 
 def test_a_damaged_shard_ends_the_stream_with_one_line_that_names_it(shards: Path, tmp_path: Path) -> None:

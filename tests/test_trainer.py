@@ -279,7 +279,8 @@ def test_after_a_non_finite_loss_a_run_goes_back_or_ends_and_names_the_step_and_
     (broken / "index.json").write_text(json.dumps(index))
     way_on = "or start with another --name and a lower --optimizer.generator-lr"
     with pytest.raises(PartialFailure, match=rf"step 0: a loss is not finite \(l1 nan.*{victim['name']}.*{way_on}"):
-        train(experiment(training={"batch_size": 12, "epochs": 1, "max_rollbacks": 0}), str(broken))
+        ends = experiment(training={"batch_size": 12, "epochs": 1, "max_rollbacks": 0}, cluster={"num_workers": 1})
+        train(ends, str(broken))
 
     e = experiment("returning", training={"crops_per_pair": 1, "epochs": 2})
     schedule = Schedule(open_shards(broken, ["train"]).pairs, e.training)

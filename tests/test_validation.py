@@ -90,7 +90,8 @@ def test_checkpoints_get_their_scores_although_a_task_is_killed_and_another_cann
         rows = [row for row, *_ in validate(generator, opened, opened.pairs, torch.device("cpu"), plain)]
         expected = {name: np.mean([row[name] for row in rows]) for name in ("psnr_db", "ssim", "flip")}
         metrics = load_metrics(run / checkpoint_name(step))
-        assert metrics == {"step": step, "epoch": step // 3, "frames": len(opened.pairs), **expected}
+        expected |= {"step": step, "epoch": step // 3, "frames": len(opened.pairs)}
+        assert metrics == pytest.approx(expected, abs=1e-6), "a mean in float32 depends on the number of threads"
         assert (run / checkpoint_name(step) / METRICS).read_text().count("generator.safetensors") == 1
     logged = [event for event in read_events(run) if event["kind"] == "validation"]
     assert [event["step"] for event in logged] == list(STEPS) and logged[0]["seconds"] > 0
