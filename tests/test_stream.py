@@ -161,7 +161,7 @@ def test_a_long_run_of_small_crops_begins_at_once(opened: Shards) -> None:
         batches = local_batches(iterator, 1024, 1, torch.device("cpu"))
         return sum(len(next(batches).sample) for _ in range(50))
 
-    assert ray.get(consumer(read).remote(iterator), timeout=120) == 50 * 1024
+    assert ray.get(consumer(read).remote(iterator), timeout=300) == 50 * 1024
 
 
 def error_of(shards: Shards) -> tuple[type, str]:
