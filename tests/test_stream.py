@@ -128,6 +128,15 @@ def test_blocks_hold_complete_steps_or_a_fraction_of_one_and_are_bounded_in_size
     assert (large.rows, large.steps) == (1, 1)
 
 
+def test_fifty_blocks_fit_the_object_store(opened: Shards) -> None:
+    """Other datasets have their shares of it, and with five blocks in its own a stream was seen to stall."""
+    schedule = Schedule(opened.pairs, dataclasses.replace(TRAINING, batch_size=1024))
+    block = next(iter(training_stream(opened, schedule, 0, 1).iter_batches(batch_size=None)))
+    size = sum(column.nbytes for column in block.values())
+    store = ray.cluster_resources()["object_store_memory"]
+    assert store / 100 < size <= store / 50 < BLOCK_BYTES
+
+
 @pytest.mark.parametrize(
     ("batch_size", "workers", "steps"), [(4, 1, 1), (6, 3, 4), (10, 2, 16), (1, 1, 16), (7, 3, 4), (5, 4, 2)]
 )
@@ -150,13 +159,8 @@ def test_the_blocks_of_each_worker_follow_the_order_of_steps(
             assert row[len(expected) :].tolist() == [expected[-1]] * (size - len(expected)), "filled up with its last"
 
 
-def test_a_long_run_of_small_crops_begins_at_once(opened: Shards, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ray numbers all blocks of a run beside the reading: neither their memory nor the wait for them may grow.
-
-    In blocks of 10 MB: for three minutes Ray Data shares the object store with a dataset whose driver was killed
-    (ray 2.60), as in other tests, and half of this session's holds too few blocks of 48 MB for readers to go on.
-    """
-    monkeypatch.setattr(stream, "BLOCK_BYTES", 10 << 20)
+def test_a_long_run_of_small_crops_begins_at_once(opened: Shards) -> None:
+    """Ray numbers all blocks of a run beside the reading: neither their memory nor the wait for them may grow."""
     schedule = Schedule(opened.pairs, dataclasses.replace(TRAINING, epochs=10**6, batch_size=1024))
     dataset = training_stream(opened, schedule, 0, 1)
     dataset.context.execution_options = execution_options(schedule)

@@ -27,6 +27,7 @@ if TYPE_CHECKING:  # readers do not import torch
     import torch
 
 BLOCK_BYTES = 48 << 20  # 16 samples of crop 256 fit; blocks of 134 MB stream 2.5 times slower than blocks of 64 MB
+BLOCKS_IN_STORE = 50  # at least: where a stream's share of the object store held five, its readers stalled
 MAX_STEPS_PER_BLOCK = 16  # more than one, because Ray spends milliseconds on each block, however small
 READ_AHEAD_STEPS = 2 * MAX_STEPS_PER_BLOCK
 READ_AHEAD_BLOCKS = 8  # Ray gives the readers half of it; with less than two blocks of their own they stall
@@ -48,7 +49,7 @@ def training_stream(
 
     readers, readers_on: as in `ClusterConfig`. Columns: the fields of `data.batch.Batch`, one row per sample.
     """
-    blocks = Blocks.of(schedule, start_step, num_workers)
+    blocks = Blocks.of(schedule, start_step, num_workers, _block_bytes())
     # Of blocks, not of samples: all are in memory at once. `from_numpy` would wait for a task with a CPU of its own.
     numbers = ray.data.from_items(list(range(blocks.count)), override_num_blocks=1)
     stream = numbers.repartition(target_num_rows_per_block=1).map_batches(
@@ -101,10 +102,20 @@ def execution_options(schedule: Schedule) -> ExecutionOptions:
 
     Without a limit Ray reads ahead until the object store is full, and takes CPU time from training.
     """
-    blocks = Blocks.of(schedule, 0, 1)
+    blocks = Blocks.of(schedule, 0, 1, _block_bytes())
     samples = max(READ_AHEAD_STEPS * blocks.batch_size, READ_AHEAD_BLOCKS * blocks.rows)
     memory = ExecutionResources(object_store_memory=samples * _sample_bytes(schedule))
     return ExecutionOptions(preserve_order=True, resource_limits=memory)
+
+
+def _block_bytes() -> int:
+    """The largest block that fits the connected cluster's object store.
+
+    Ray Data shares the store among all datasets: those of other runs, and for three minutes after its end that of a run
+    whose driver was killed (ray 2.60). A store of 2.5 GB, as on a machine with 8 GB, has room for five streams.
+    """
+    store = ray.cluster_resources().get("object_store_memory", math.inf)
+    return int(min(BLOCK_BYTES, store / BLOCKS_IN_STORE))
 
 
 def _sample_bytes(schedule: Schedule) -> int:
@@ -128,16 +139,16 @@ class Blocks:
     """Steps whose local batches a block holds; 1 if it holds a fraction of a local batch."""
 
     @classmethod
-    def of(cls, schedule: Schedule, start_step: int, workers: int) -> "Blocks":
-        """The blocks of all remaining steps of a run, each of at most BLOCK_BYTES (or one row).
+    def of(cls, schedule: Schedule, start_step: int, workers: int, block_bytes: int = BLOCK_BYTES) -> "Blocks":
+        """The blocks of all remaining steps of a run, each of at most `block_bytes` (or one row).
 
         A block holds the local batches of up to MAX_STEPS_PER_BLOCK steps; if one local batch is too large for a
         block, a fraction of it.
         """
         batch_size, sample_bytes = schedule.training.batch_size, _sample_bytes(schedule)
         local = -(-batch_size // workers)
-        steps = min(BLOCK_BYTES // (local * sample_bytes), MAX_STEPS_PER_BLOCK)
-        divisors = [n for n in range(1, local + 1) if local % n == 0 and n * sample_bytes <= BLOCK_BYTES]
+        steps = min(block_bytes // (local * sample_bytes), MAX_STEPS_PER_BLOCK)
+        divisors = [n for n in range(1, local + 1) if local % n == 0 and n * sample_bytes <= block_bytes]
         rows = local * steps or max(divisors, default=1)
         return cls(start_step, schedule.total_steps, batch_size, workers, rows, max(steps, 1))
 
