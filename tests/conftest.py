@@ -123,6 +123,7 @@ def _server() -> Iterator[Store]:
 
     class Front(BaseHTTPRequestHandler):
         protocol_version = "HTTP/1.1"
+        disable_nagle_algorithm = True  # or each answer with a body waits 40 ms for an acknowledgement of its headers
 
         def handle_one(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
