@@ -10,5 +10,8 @@ if sys.platform == "win32":
     raise SystemExit(2)
 
 # Ray prints these paragraphs in the terminal whatever `log_to_driver` is; a run says itself which nodes and workers it
-# has lost. Ray reads the variable when it is imported.
-os.environ.setdefault("RAY_DEDUP_LOGS_SKIP_REGEX", "has been marked dead|retries remaining")
+# has lost, and that Ray starts many processes is no fault. Ray reads the variable when it is imported.
+os.environ.setdefault(
+    "RAY_DEDUP_LOGS_SKIP_REGEX",
+    "has been marked dead|retries remaining|A worker died or was killed|maximum expected startup concurrency",
+)

@@ -44,6 +44,7 @@ def test_a_run_goes_on_with_the_workers_that_announced_and_sudden_losses_leave_a
             command = [sys.executable, JOBS / "train.py", *options.split()]
             job = subprocess.Popen(command, env=nodes.environment, stdout=file, stderr=file)
         trains_since_start(1)
+        assert nodes.nodes[0].processes("EventBuffer"), "on the driver's node, which nobody takes away"
 
         drain = ["drain-node", "--node-id", others[0].ray_id(), "--reason", "DRAIN_NODE_REASON_PREEMPTION"]
         drain += ["--reason-message", "spot", "--deadline-remaining-seconds", "15", "--address", nodes.address]
@@ -67,6 +68,7 @@ def test_a_run_goes_on_with_the_workers_that_announced_and_sudden_losses_leave_a
     assert re.search(r"node [\d.]+ will be taken away in 1?\d s; saving a checkpoint", text), text
     assert first == (0, 2) and fewer == (announced, 1) and more[1] == 2 and last == (more[0], 1), text
     assert "the cluster has grown: going on with 2 workers" in text and "Traceback" not in text
+    assert "(raylet)" not in text, text
     assert more[0] >= max(step for step in trained_steps(run) if step <= more[0]), "growing repeats no step"
     (resize,) = [event for event in events(run) if event["kind"] == "resize"]
     assert (resize["step"], resize["workers"]) == more

@@ -43,6 +43,7 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
     cluster.close()
 
 
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(400)
 def test_a_run_survives_the_loss_of_every_node_but_the_drivers(
@@ -68,21 +69,6 @@ def test_a_run_survives_the_loss_of_every_node_but_the_drivers(
     assert "Traceback" not in text() and "report: " in text()
     assert "worker 0 died" in text() and text().count("has left the cluster") == 2 and "(raylet)" not in text()
     assert [event["epoch"] for event in events(run) if event["kind"] == "validation"] == list(range(12, 121, 12))
-
-
-@pytest.mark.cluster
-def test_events_are_buffered_on_the_drivers_node(nodes: NodeCluster) -> None:
-    nodes.add("--num-cpus=1")
-    script = (
-        "import ray\nfrom lsid_ray.train.events import start_buffer\nray.init(logging_level='ERROR')\n"
-        "here = ray.get_runtime_context().get_node_id()\n"
-        "buffers = [start_buffer() for _ in range(6)]\n"
-        "[ray.get(buffer.put.remote({})) for buffer in buffers]\n"
-        "from ray.util.state import list_actors\n"
-        "print({actor.node_id for actor in list_actors() if actor.class_name == 'EventBuffer'} == {here})\n"
-    )
-    done = subprocess.run([sys.executable, "-c", script], env=nodes.environment, capture_output=True, text=True)
-    assert done.stdout == "True\n", done.stderr
 
 
 def test_an_event_that_cannot_be_delivered_does_not_stop_its_sender(cluster: None) -> None:

@@ -1,15 +1,14 @@
 """The jobs as a user runs them: from start to end, and with mistakes; most mistakes are in test_inputs.py."""
 
 import json
-import os
+import runpy
 import shutil
-import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import ray
 from PIL import Image
 
 JOBS = Path(__file__).parent.parent / "jobs"
@@ -17,25 +16,42 @@ TINY = "--generator.width 4 --generator.depth 2 --discriminator.width 4 --discri
 TINY += " --training.crops-per-pair 2 --training.epochs 2 --training.validate-every 1"
 TINY += " --loss.warmup-steps 2 --loss.ramp-steps 2"
 
-Job = Callable[..., subprocess.CompletedProcess]
+
+@dataclass(frozen=True)
+class Done:
+    """How a job ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+Job = Callable[[str], Done]
 
 
 @pytest.fixture
-def job(cluster: None, tmp_path: Path) -> Job:
-    """Runs a job in tmp_path on the session's cluster: job("pack.py pack x")."""
-    environment = {**os.environ, "RAY_ADDRESS": ray.get_runtime_context().gcs_address, "COLUMNS": "200"}
+def job(cluster: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture) -> Job:
+    """Runs a job in tmp_path on the session's cluster: job("pack.py pack x").
 
-    def run(command: str) -> subprocess.CompletedProcess:
+    In this process, since a new one imports for seconds; `test_submit` and others start processes.
+    """
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(command: str) -> Done:
         script, *arguments = command.split()
-        return subprocess.run(
-            [sys.executable, JOBS / script, *arguments],
-            cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=240,
-        )  # fmt: skip
+        monkeypatch.setattr(sys, "argv", [f"jobs/{script}", *arguments])
+        code = 0
+        try:
+            runpy.run_path(str(JOBS / script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return Done(code, *capsys.readouterr())
 
     return run
 
 
-def fails(done: subprocess.CompletedProcess, code: int, *words: str) -> None:
+def fails(done: Done, code: int, *words: str) -> None:
     """The job ended with `code` and a single line on stderr that contains all `words`."""
     lines = done.stderr.strip().splitlines()
     assert (done.returncode, len(lines)) == (code, 1), done.stdout + done.stderr

@@ -90,6 +90,7 @@ def test_a_run_trains_validates_and_keeps_its_best_checkpoint(
 
     frozen = replace(e, name="initialized", init=str(run.folder), training=replace(e.training, epochs=1))
     frozen = replace(frozen, optimizer=replace(e.optimizer, generator_lr=1e-12, discriminator_lr=1e-12))
+    frozen = replace(frozen, cluster=replace(e.cluster, num_workers=1))
     initialized = train(frozen, str(shards), on_event=seen.append)
     torch.testing.assert_close(weights(initialized.best), weights(run.best))
     assert any(event["kind"] == "warning" and "took the generator and the disc" in event["message"] for event in seen)
@@ -142,7 +143,8 @@ def test_epochs_added_to_a_finished_run_are_trained(shards: Path, experiment: Ma
 
 
 def test_a_stop_file_ends_a_run_with_a_checkpoint_of_its_last_step(shards: Path, experiment: MakeExperiment) -> None:
-    e = experiment("stopped", training={"epochs": 4000, "validate_every": 80, "checkpoint_every": "30steps"})
+    training = {"epochs": 4000, "validate_every": 80, "checkpoint_every": "30steps"}
+    e = experiment("stopped", training=training, cluster={"num_workers": 1})
     folder = Path(e.storage, e.name)
 
     def stop(event: Event) -> None:

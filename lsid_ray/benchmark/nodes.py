@@ -46,14 +46,18 @@ class Node:
         options = [part for each in children for part in each.cmdline()]
         return next(part.partition("=")[2] for part in options if part.startswith("--node_id="))
 
-    def workers(self) -> list[psutil.Process]:
-        """The training workers on it."""
-        workers = []
+    def processes(self, name: str) -> list[psutil.Process]:
+        """The processes on it with this name, such as an actor's."""
+        found = []
         for each in psutil.Process(self.process.pid).children(recursive=True):
             with contextlib.suppress(psutil.Error):  # it may have ended meanwhile
-                if "RayTrainWorker" in " ".join(each.cmdline()):
-                    workers.append(each)
-        return workers
+                if name in " ".join(each.cmdline()):
+                    found.append(each)
+        return found
+
+    def workers(self) -> list[psutil.Process]:
+        """The training workers on it."""
+        return self.processes("RayTrainWorker")
 
     def kill(self) -> None:
         """Kill the node with everything on it, as a power cut would."""
