@@ -53,6 +53,7 @@ def test_a_step_is_compared_with_a_plain_loop():
             measure_step(options)
 
 
+@pytest.mark.slow
 def test_a_stream_is_compared_with_a_data_loader(shards: Path, tmp_path: Path):
     training = TrainingConfig(batch_size=4, crop=16)
     feed = Feed(str(shards), 30.0, 20, 1, 4, training, ClusterConfig(num_workers=2, cpus_per_worker=0.5))
@@ -77,6 +78,7 @@ def test_peak_memory_excludes_the_parent_process():
     assert small < 150 << 20 and 190 << 20 < large - small < 210 << 20
 
 
+@pytest.mark.slow
 def test_packing_is_compared_with_libraw_alone(cluster: None, data_root: Path, tmp_path: Path):
     times = measure_pack(data_root, tmp_path, largest=(400, 600))
     assert (times.shorts, times.longs) == (10, 5)

@@ -182,9 +182,24 @@ def test_a_cluster_is_joined_with_its_token_and_a_wrong_one_is_one_line(
         done = join()
         port = nodes.address.rpartition(":")[2]
         assert re.fullmatch(rf"joining the Ray cluster at \S+:{port}\n2\.0\n", done.stdout) and not done.stderr, done
-        for environment in ({"RAY_AUTH_TOKEN": "wrong" * 8}, {"RAY_ADDRESS": "127.0.0.1:1"}, {"RAY_ADDRESS": "there"}):
-            done = join(**environment)
-            lines = [line for line in done.stderr.splitlines() if "gcs_client.cc" not in line]  # of Ray's own core
-            assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), done
+        done = join(RAY_AUTH_TOKEN="wrong" * 8)
+        lines = [line for line in done.stderr.splitlines() if "gcs_client.cc" not in line]  # of Ray's own core
+        assert done.returncode == 2 and len(lines) == 1 and lines[0].startswith("error: "), done
     finally:
         nodes.close()
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("127.0.0.1:1", r"^the Ray cluster at [\d.]+:1 cannot be joined: Connection refused; expected a"),
+        ("there", r"^RAY_ADDRESS: .*there"),
+    ],
+)
+def test_an_address_without_a_cluster_is_an_input_error(
+    monkeypatch: pytest.MonkeyPatch, address: str, message: str
+) -> None:
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(InputError, match=message):
+        connect()

