@@ -33,6 +33,7 @@ SWEEP_RANGES = (
     ("max_failed", 0, 1),
     ("tolerance_db", 0, 100),
     ("finalists", 1, 1000),
+    ("test_seeds", 1, 100),
 )
 SSIM_WINDOW = 11  # pixels
 RESERVED_RESOURCES = ("CPU", "GPU", "memory", "object_store_memory")  # Ray's own

@@ -234,6 +234,9 @@ class SweepConfig:
     """Best trials that are compared on all validation frames at the end."""
     train_best: bool = False
     """Train the best trial and its ablation on to --training.epochs."""
+    test_seeds: int = 1
+    """Trainings of the best trial, and of its ablation, that are tested, each with a seed of its own. A difference
+    between two single ones may be chance."""
     max_failed: float = 0.5
     """Fraction of failed trials, of at least 4 that have ended, above which the sweep stops."""
     seed: int = 0

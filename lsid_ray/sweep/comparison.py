@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 from lsid_ray import cluster, storage
@@ -59,6 +60,8 @@ class SweepResult:
     """The best trial with an adversarial weight of 0, or if it has that, with the best adversarial trial's weight."""
     psnr_best: TestedTrial | None
     """The finalist with the highest PSNR, if the rule chose another, and that is no ablation of it."""
+    repeats: dict[int, tuple[TestedTrial, TestedTrial | None]]
+    """Further seed -> the best trial and its ablation, trained with it."""
     rule: str
     """How the best trial was chosen."""
     statistics: dict[str, Any]
@@ -110,21 +113,34 @@ def compare_best(
     psnr_best = with_checkpoint[max(means, key=lambda name: means[name]["psnr_db"])]
     epochs = e.training.epochs if sweep.train_best else definition.trial_epochs
 
-    def train_and_test(name: str, parameters: Parameters, folder: str) -> TestedTrial:
+    def train_and_test(name: str, parameters: Parameters, folder: str, seed: int) -> TestedTrial:
+        if seed != e.training.seed:
+            name, folder = f"{name}-seed{seed}", f"{folder}-seed{seed}"
         experiment = definition.trial_experiment(name, parameters)
+        experiment = dataclasses.replace(experiment, training=dataclasses.replace(experiment.training, seed=seed))
         run = train(experiment, definition.shards, on_event=on_event, until_epoch=epochs, tracker=definition.tracker)
         summary, report = score(run.folder, "test", definition.folder / folder, 6)
         return TestedTrial({ADV_WEIGHT: e.loss.adv_weight, **parameters}, summary, report)
 
     ablation = _ablation(best, [with_checkpoint[name] for name in order])
+
+    def best_and_ablation(seed: int) -> tuple[TestedTrial, TestedTrial | None]:
+        return (
+            train_and_test(best.name, best.parameters, "best", seed),
+            ablation and train_and_test(f"{best.name}-ablation", ablation, "ablation", seed),
+        )
+
+    first, *others = [(e.training.seed + number) % 2**32 for number in range(sweep.test_seeds)]
+    tested = best_and_ablation(first)
     is_other = psnr_best != best and psnr_best.parameters != ablation
     result = SweepResult(
         trials=tuple(trials),
         finalists=finalists,
         epochs=epochs,
-        best=train_and_test(best.name, best.parameters, "best"),
-        ablation=ablation and train_and_test(f"{best.name}-ablation", ablation, "ablation"),
-        psnr_best=train_and_test(psnr_best.name, psnr_best.parameters, "psnr-best") if is_other else None,
+        best=tested[0],
+        ablation=tested[1],
+        psnr_best=train_and_test(psnr_best.name, psnr_best.parameters, "psnr-best", first) if is_other else None,
+        repeats={seed: best_and_ablation(seed) for seed in others},
         rule=rule(sweep),
         statistics=_statistics(definition, trials),
     )
@@ -195,6 +211,8 @@ def _write(definition: SweepDefinition, best: Trial, result: SweepResult) -> Non
         writer.writerows(rows)
         text.detach()
     tested = {"best": result.best, "ablation": result.ablation, "psnr_best": result.psnr_best}
+    for seed, (best_again, ablation_again) in result.repeats.items():
+        tested |= {f"best_seed{seed}": best_again, f"ablation_seed{seed}": ablation_again}
     write_json(
         folder / "sweep.json",
         {
@@ -227,33 +245,40 @@ def _write(definition: SweepDefinition, best: Trial, result: SweepResult) -> Non
 
 
 def summary_line(result: SweepResult) -> str:
-    """The test scores of the best trial and its ablation, and what the adversarial weight changes."""
-    best, ablation = result.best, result.ablation
-    line = f"Best trial ({result.rule}): {describe(best.parameters)}: {_scores(best)} on test"
-    if ablation is None:
+    """The test scores of the best trial and its ablation, and what the adversarial weight changes, for each seed."""
+    best = [result.best, *(each for each, _ in result.repeats.values())]
+    ablation = [each for each in (result.ablation, *(each for _, each in result.repeats.values())) if each]
+    metrics = _printed(best + ablation)
+    seeds = f", means of {len(best)} seeds" if result.repeats else ""
+    line = f"Best trial ({result.rule}): {describe(result.best.parameters)}: {_scores(best, metrics)} on test{seeds}"
+    if not ablation:
         return f"{line}; no trial had another adversarial weight to compare it with."
     changes = []
-    for name, digits, unit in _printed(best):
-        change = round(best.mean(name) - ablation.mean(name), digits) + 0.0  # no -0.00
-        changes.append(f"{METRICS[name].title} by {change:+.{digits}f}{unit}")
+    for name, digits, unit in metrics:
+        differences = [one.mean(name) - other.mean(name) for one, other in zip(best, ablation, strict=True)]
+        rounded = [round(each, digits) + 0.0 for each in (fmean(differences), *differences)]  # no -0.00
+        change, *each = [f"{value:+.{digits}f}" for value in rounded]
+        changes.append(f"{METRICS[name].title} by {change}{unit}" + (f" ({', '.join(each)})" if result.repeats else ""))
     return (
-        f"{line}; its ablation with adversarial weight {ablation.adv_weight:.2g}: {_scores(ablation)}, so the weight "
-        f"of {best.adv_weight:.2g} changes {', '.join(changes[:-1])} and {changes[-1]}."
+        f"{line}; its ablation with adversarial weight {ablation[0].adv_weight:.2g}: {_scores(ablation, metrics)}, so "
+        f"the weight of {best[0].adv_weight:.2g} changes {', '.join(changes[:-1])} and {changes[-1]}."
     )
 
 
-def _scores(trial: TestedTrial) -> str:
-    """ "21.30 dB / 0.612, FLIP 0.201" """
-    values = [
-        f"{METRICS[name].title} {trial.mean(name):.{digits}f}{unit}" for name, digits, unit in _printed(trial)[2:]
+def _scores(trainings: list[TestedTrial], metrics: list[tuple[str, int, str]]) -> str:
+    """Means over the trainings of a trial: "21.30 dB / 0.612, FLIP 0.201"."""
+    means = {name: fmean(training.mean(name) for training in trainings) for name, _, _ in metrics}
+    others = [f"{METRICS[name].title} {means[name]:.{digits}f}{unit}" for name, digits, unit in metrics[2:]]
+    return ", ".join([f"{means['psnr_db']:.2f} dB / {means['ssim']:.3f}", *others])
+
+
+def _printed(trainings: list[TestedTrial]) -> list[tuple[str, int, str]]:
+    """The metrics that all have, with their digits and unit; of tiny frames some may have no texture error."""
+    others = [name for name in PERCEPTUAL if all(each.mean(name) is not None for each in trainings)]
+    return [
+        (name, 2 if METRICS[name].unit else 3, f" {METRICS[name].unit}".rstrip())
+        for name in ("psnr_db", "ssim", *others)
     ]
-    return ", ".join([f"{trial.mean('psnr_db'):.2f} dB / {trial.mean('ssim'):.3f}", *values])
-
-
-def _printed(trial: TestedTrial) -> list[tuple[str, int, str]]:
-    """The metrics that were measured, with their digits and unit."""
-    names = ("psnr_db", "ssim", *(name for name in PERCEPTUAL if trial.mean(name) is not None))
-    return [(name, 2 if METRICS[name].unit else 3, f" {METRICS[name].unit}".rstrip()) for name in names]
 
 
 def describe(parameters: Parameters) -> str:

@@ -68,6 +68,10 @@ def write_sweep_report(definition: SweepDefinition, result: SweepResult) -> AnyP
         tested.append(("ablation", "ablation", result.ablation))
     if result.psnr_best:
         tested.append(("psnr-best", "highest PSNR", result.psnr_best))
+    for seed, trainings in result.repeats.items():
+        for folder, trial in zip(("best", "ablation"), trainings, strict=True):
+            if trial:
+                tested.append((f"{folder}-seed{seed}", f"{folder}, seed {seed}", trial))
     page = render_template(
         TEMPLATE,
         name=definition.folder.name,
