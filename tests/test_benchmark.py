@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -113,8 +114,8 @@ def test_the_table_of_faults_says_whose_result_differs():
 @pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(3600)
-def test_every_fault_leaves_the_weights_of_an_undisturbed_run(tmp_path_factory: pytest.TempPathFactory):
-    recoveries, _ = measure_faults(tmp_path_factory.mktemp("b"), 400, 2, print)
+def test_every_fault_leaves_the_weights_of_an_undisturbed_run(node_folder: Callable[[], Path]):
+    recoveries, _ = measure_faults(node_folder(), 400, 2, print)
     assert len(recoveries) == 6 and all(recovery.is_equal for recovery in recoveries)
 
 

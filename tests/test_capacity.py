@@ -174,12 +174,12 @@ def script(
 
 
 @pytest.fixture
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[..., NodeCluster]]:
+def nodes(node_folder: Callable[[], Path]) -> Iterator[Callable[..., NodeCluster]]:
     """A function that starts the head of a cluster with these arguments of `ray start`."""
     started: list[NodeCluster] = []
 
     def start(*arguments: str) -> NodeCluster:
-        folder = tmp_path_factory.mktemp("c")
+        folder = node_folder()
         started.append(NodeCluster(folder, {"RAY_AUTH_MODE": "disabled"}, *arguments))
         return started[-1]
 
@@ -239,9 +239,9 @@ with counter("enhancing", "files"):
 
 
 @pytest.fixture
-def autoscaled(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
+def autoscaled(node_folder: Callable[[], Path]) -> Iterator[dict[str, str]]:
     """The environment of jobs on a head without CPUs, under Ray's autoscaler with fake nodes: two of 1 CPU, one GPU."""
-    folder = tmp_path_factory.mktemp("s")
+    folder = node_folder()
     config = autoscaler(gpu=1)
     kinds = config["available_node_types"]
     for name, resources in {"head": {"CPU": 0}, "gpu": GPU_TASK, "cpu": CPU_TASK}.items():

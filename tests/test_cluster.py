@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -163,14 +164,14 @@ print(ray.cluster_resources()["CPU"])
 @pytest.mark.cluster
 @pytest.mark.timeout(200)
 def test_a_cluster_is_joined_with_its_token_and_a_wrong_one_is_one_line(
-    tmp_path_factory: pytest.TempPathFactory, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    node_folder: Callable[[], Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Any plain job leaves a token behind, and `ray start` demands it from then on."""
     monkeypatch.delenv("RAY_AUTH_MODE", raising=False)
     token = tmp_path / ".ray" / "auth_token"
     token.parent.mkdir()
     token.write_text("0123456789abcdef" * 4)
-    nodes = NodeCluster(tmp_path_factory.mktemp("j"), {"HOME": str(tmp_path)}, "--num-cpus=2")
+    nodes = NodeCluster(node_folder(), {"HOME": str(tmp_path)}, "--num-cpus=2")
 
     def join(**environment: str) -> subprocess.CompletedProcess:
         return subprocess.run(

@@ -4,6 +4,7 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,10 +22,10 @@ from lsid_ray.train.run_folder import checkpoint_step
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_with_the_workers_that_announced_and_sudden_losses_leave_and_with_more_again(
-    data_root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    data_root: Path, tmp_path: Path, node_folder: Callable[[], Path]
 ) -> None:
     environment = {"RAY_AUTH_MODE": "disabled", "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1", "OMP_NUM_THREADS": "1"}
-    nodes = NodeCluster(tmp_path_factory.mktemp("e"), environment, "--num-cpus=2")
+    nodes = NodeCluster(node_folder(), environment, "--num-cpus=2")
     run, output = tmp_path / "run", tmp_path / "output"
     options = f"demo --data.root {data_root} --data.shards {tmp_path}/shards --storage {tmp_path} --name run {SMALL}"
     options += " --cluster.num-workers 2 --cluster.min-workers 1"

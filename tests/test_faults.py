@@ -36,9 +36,9 @@ MakeExperiment = Callable[..., Experiment]
 
 
 @pytest.fixture
-def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[NodeCluster]:
+def nodes(node_folder: Callable[[], Path]) -> Iterator[NodeCluster]:
     """A head with 3 CPUs."""
-    cluster = NodeCluster(tmp_path_factory.mktemp("f"), {"RAY_AUTH_MODE": "disabled"}, "--num-cpus=3")
+    cluster = NodeCluster(node_folder(), {"RAY_AUTH_MODE": "disabled"}, "--num-cpus=3")
     yield cluster
     cluster.close()
 

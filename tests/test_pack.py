@@ -201,7 +201,9 @@ def test_a_data_set_of_one_pair_is_packed(cluster: None, copied_root: Path, tmp_
     assert len(open_shards(tmp_path / "out", ["train"]).pairs) == 1
 
 
-def test_long_exposures_are_spread_over_the_first_three_quarters(monkeypatch, data_root: Path, tmp_path: Path) -> None:
+def test_long_exposures_are_spread_over_the_first_three_quarters(
+    cluster: None, monkeypatch, data_root: Path, tmp_path: Path
+) -> None:
     submitted = []
 
     def stop(function, tasks, *arguments):
@@ -216,7 +218,7 @@ def test_long_exposures_are_spread_over_the_first_three_quarters(monkeypatch, da
     assert kinds[-3:] == ["short"] * 3 and "short" in kinds[:3] and "long" in kinds[6:]
 
 
-def test_a_folder_with_sids_white_level_stays_so(copied_root: Path, tmp_path: Path):
+def test_a_folder_with_sids_white_level_stays_so(cluster: None, copied_root: Path, tmp_path: Path):
     pack_dataset(copied_root, tmp_path / "out", tile=32, sid_white=True)
     (changed,) = [path for path in (copied_root / "long").iterdir() if path.name.startswith("1")]
     write_dng(changed, read_raw(changed))

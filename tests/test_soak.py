@@ -4,6 +4,7 @@ import os
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -36,9 +37,9 @@ def start(nodes: NodeCluster, data_root: Path, storage: Path, name: str) -> tupl
 @pytest.mark.cluster
 @pytest.mark.timeout(4 * 3600)
 def test_a_run_that_loses_a_node_every_two_minutes_ends_like_an_undisturbed_one(
-    data_root: Path, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+    data_root: Path, tmp_path: Path, node_folder: Callable[[], Path]
 ) -> None:
-    nodes = NodeCluster(tmp_path_factory.mktemp("f"), {"RAY_AUTH_MODE": "disabled"}, "--num-cpus=1")
+    nodes = NodeCluster(node_folder(), {"RAY_AUTH_MODE": "disabled"}, "--num-cpus=1")
     try:  # on the head there is no room for a worker
         others = [nodes.add("--num-cpus=2") for _ in range(2)]
         job, output = start(nodes, data_root, tmp_path, "disturbed")

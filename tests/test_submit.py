@@ -7,7 +7,7 @@ import subprocess
 import sys
 import urllib.request
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -60,13 +60,13 @@ class Cluster:
 
 
 @pytest.fixture(scope="module")
-def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+def cluster(node_folder: Callable[[], Path]) -> Iterator[Cluster]:
     """Three nodes on this machine, with token authentication and their own ports and folders."""
     environment = {name: value for name, value in os.environ.items() if name not in ("PYTHONPATH", "RAY_ADDRESS")}
     environment["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # the jobs' Python
     environment |= {"RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": uuid.uuid4().hex, "RAY_JOB_STOP_WAIT_TIME_S": "30"}
     environment |= {"RAY_metrics_report_interval_ms": "500"}
-    nodes = NodeCluster(tmp_path_factory.mktemp("r"), environment, "--num-cpus=0")
+    nodes = NodeCluster(node_folder(), environment, "--num-cpus=0")
     nodes.add("--num-cpus=1", '--resources={"feeding": 1}')
     nodes.add("--num-cpus=3")
     yield Cluster(nodes.dashboard, environment, nodes)
@@ -151,10 +151,10 @@ def test_a_sweep_survives_the_loss_of_the_training_node(cluster: Cluster, data_r
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_autoscaled_cluster_grows_from_nothing_and_shrinks_again(
-    data_root: Path, tmp_path_factory: pytest.TempPathFactory
+    data_root: Path, node_folder: Callable[[], Path]
 ) -> None:
     """With Ray's fake provider and smaller versions of the node types of cluster.yaml."""
-    folder = tmp_path_factory.mktemp("g")
+    folder = node_folder()
     sizes = {"head": {"CPU": 0}, "gpu": {"CPU": 2, "GPU": 1}, "cpu": {"CPU": 3, "feeding": 1}}
     described = prepare_config(yaml.safe_load((REPOSITORY / "cluster.yaml").read_text()))
     for name, kind in described["available_node_types"].items():
