@@ -220,7 +220,8 @@ def describe_wait(config: ClusterConfig, have_workers: bool = False) -> str:
         return f"data, whose readers need {format_amounts(needs)}: {describe_free(needs)}"
     needs, least = worker_needs(config), config.min_workers or config.num_workers
     workers = "1 worker" if least == 1 else f"{least} workers"
-    return f"{workers} with {format_amounts(needs)} each: {describe_free(needs)}"
+    at_least = "at least " if least < config.num_workers else ""
+    return f"{at_least}{workers} with {format_amounts(needs)} each: {describe_free(needs)}"
 
 
 def start_attempts(config: ClusterConfig) -> int:

@@ -6,7 +6,6 @@ import logging
 import os
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -55,34 +54,7 @@ os.environ |= {  # before Ray starts, so that its processes inherit them
     "AWS_EC2_METADATA_DISABLED": "true",
 }
 
-_have_run: set[bool] = set()
-"""Whether tests that start Ray (True) and others (False) have run in this process."""
-
 PHOTOGRAPHS = ("astronaut.png", "chelsea.png", "coffee.png", "rocket.jpg", "ihc.png")
-
-
-def pytest_itemcollected(item: pytest.Item) -> None:
-    """Have one of the two processes of pytest-xdist run all tests that start Ray, one after the other."""
-    if _starts_ray(item):
-        item.add_marker(pytest.mark.xdist_group("ray"))
-
-
-def _starts_ray(item: pytest.Item) -> bool:
-    fixtures = getattr(item, "fixturenames", ())
-    return "cluster" in fixtures or "node_folder" in fixtures or item.get_closest_marker("cluster") is not None
-
-
-def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Have the other process, with the other tests, compute with what the clusters leave free."""
-    if "PYTEST_XDIST_WORKER" in os.environ and not _starts_ray(item) and False not in _have_run:
-        os.nice(19)  # Ray's workers have 15
-    _have_run.add(_starts_ray(item))
-
-
-def pytest_runtest_teardown(item: pytest.Item) -> None:
-    """Have a test that starts Ray say so."""
-    ray = sys.modules.get("ray")
-    assert ray is None or not ray.is_initialized() or True in _have_run, "takes no fixture `cluster` and starts Ray"
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -8,17 +8,51 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from ray.util.placement_group import remove_placement_group
+from ray.util.placement_group import placement_group, remove_placement_group
 from test_interruption import SMALL, trained_steps
 from test_jobs import JOBS
-from test_trainer import events
+from test_trainer import MakeExperiment, events
 
 from lsid_ray.benchmark.nodes import RAY, NodeCluster, until
 from lsid_ray.config.schema import ClusterConfig
+from lsid_ray.errors import PartialFailure
+from lsid_ray.train import elastic
 from lsid_ray.train.elastic import MissingWorkers, _granted, _request, workers_to_start
+from lsid_ray.train.events import Event
 from lsid_ray.train.run_folder import checkpoint_step
+from lsid_ray.train.trainer import train
 
 
+def test_a_run_starts_with_the_workers_that_fit_and_goes_on_with_all_when_others_have_left(
+    shards: Path, experiment: MakeExperiment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(elastic, "GRANT_S", 1.0)
+    training = {"epochs": 4000, "validate_every": 4000, "checkpoint_every": "60min"}
+    e = experiment("growing", training=training, cluster={"min_workers": 1})
+    folder = Path(e.storage, e.name)
+    others = placement_group([{"CPU": 1}])  # of 4; two workers, their repartition and their reader need 3.5
+    assert others.wait(30)
+    seen: list[Event] = []
+
+    def leave_and_stop(event: Event) -> None:
+        if event["kind"] == "train":
+            workers = [each["workers"] for each in seen if each["kind"] == "start"]
+            if workers == [1] and seen[-1]["kind"] == "start":
+                remove_placement_group(others)
+            if len(workers) == 2:
+                (folder / "stop").touch()
+        seen.append(event)
+
+    with pytest.raises(PartialFailure, match="stopped before its first validation"):
+        train(e, str(shards), on_event=leave_and_stop)
+    fewer, more = [(event["step"], event["workers"]) for event in seen if event["kind"] == "start"]
+    assert fewer == (0, 1) and more[1] == 2
+    assert more[0] >= max(step for step in trained_steps(folder) if step <= more[0]) > 0, "growing repeats no step"
+    (resize,) = [event for event in seen if event["kind"] == "resize"]
+    assert (resize["step"], resize["workers"]) == more
+
+
+@pytest.mark.slow
 @pytest.mark.cluster
 @pytest.mark.timeout(600)
 def test_a_run_goes_on_with_the_workers_that_announced_and_sudden_losses_leave_and_with_more_again(

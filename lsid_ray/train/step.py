@@ -255,7 +255,7 @@ class GanStep(Networks):
 def mean_over_workers(values: Tensor, share: float = 1.0) -> Tensor:
     """Mean over the batches of all workers, with the gradients of all their losses. share: of this worker's batch."""
     mean = share * values.mean()
-    if not dist.is_initialized():
+    if not dist.is_initialized() or dist.get_world_size() == 1:
         return mean
     return all_reduce(mean) / dist.get_world_size()  # its backward pass sums the gradients of all workers
 
