@@ -25,6 +25,7 @@ from lsid_ray.storage import is_utf8
 
 CPUS_PER_READER = 0.5
 REPARTITION_CPUS = 1  # the task that deals sample numbers to the readers
+MIN_RESOURCE = 1e-4  # smallest amount of a resource that a Ray actor can request
 CONNECT_TIMEOUT_S = 10.0
 START_ATTEMPTS = 2
 TOKEN_FOLDER = "~/.ray"
@@ -200,6 +201,12 @@ def _reserve(free: list[list[float]], cpus: float, gpus: float) -> bool:
 def worker_needs(config: ClusterConfig) -> Resources:
     """The resources of one training worker."""
     return {"CPU": config.cpus_per_worker} | ({"GPU": config.gpus_per_worker} if config.use_gpu else {})
+
+
+def reader_needs(config: ClusterConfig) -> list[Resources]:
+    """The resources of each process that feeds the workers."""
+    on = {config.readers_on: MIN_RESOURCE} if config.readers_on else {}
+    return [{"CPU": REPARTITION_CPUS}, *[{"CPU": CPUS_PER_READER, **on}] * config.readers]
 
 
 def worker_count(config: ClusterConfig) -> int:

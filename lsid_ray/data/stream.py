@@ -14,7 +14,7 @@ from ray.data.collate_fn import NumpyBatchCollateFn
 from ray.exceptions import RayTaskError
 
 from lsid_ray import storage
-from lsid_ray.cluster import CPUS_PER_READER
+from lsid_ray.cluster import CPUS_PER_READER, MIN_RESOURCE
 from lsid_ray.data.batch import Batch
 from lsid_ray.data.index import Shards
 from lsid_ray.data.schedule import Crop, Schedule
@@ -31,7 +31,6 @@ BLOCKS_IN_STORE = 50  # at least: where a stream's share of the object store hel
 MAX_STEPS_PER_BLOCK = 16  # more than one, because Ray spends milliseconds on each block, however small
 READ_AHEAD_STEPS = 2 * MAX_STEPS_PER_BLOCK
 READ_AHEAD_BLOCKS = 8  # Ray gives the readers half of it; with less than two blocks of their own they stall
-MIN_RESOURCE = 1e-4  # smallest amount of a resource that a Ray actor can request
 REMOTE_READ_THREADS = 16  # per reader, for shards in an object store
 PREFETCH_BATCHES = 2  # local batches on the device, beside the one in use
 TASKS_PER_READER = 6  # submitted ahead, so that readers work through the pauses of Ray's scheduling loop

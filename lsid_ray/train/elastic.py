@@ -14,7 +14,7 @@ from ray.util.placement_group import (
     remove_placement_group,
 )
 
-from lsid_ray.cluster import worker_count, worker_needs
+from lsid_ray.cluster import reader_needs, worker_count, worker_needs
 from lsid_ray.config.schema import ClusterConfig
 
 POLL_S = 0.2
@@ -29,11 +29,12 @@ def workers_to_start(cluster: ClusterConfig) -> int:
     most, fewest = worker_count(cluster), cluster.min_workers or cluster.num_workers
     if most == fewest:
         return fewest
-    requests, end = _request(cluster, most), time.monotonic() + GRANT_S
-    while _granted(requests) < most and time.monotonic() < end:
+    readers = [placement_group([needs]) for needs in reader_needs(cluster)]
+    workers, end = _request(cluster, most), time.monotonic() + GRANT_S
+    while (_granted(readers) < len(readers) or _granted(workers) < most) and time.monotonic() < end:
         time.sleep(POLL_S)
-    granted = _granted(requests)
-    _withdraw(requests)
+    granted = _granted(workers) if _granted(readers) == len(readers) else fewest
+    _withdraw(readers + workers)
     return max(granted, fewest)
 
 

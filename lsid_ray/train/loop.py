@@ -30,6 +30,8 @@ from lsid_ray.train.validation import WorkerValidation
 LOG_SECONDS = 1.0  # between "train" events
 PACE_EVENTS = 300  # of a second each: what the time left is estimated from
 MIN_PACE_S = 5.0
+CHANCE = 0.55  # of a discriminator that tells nothing: right about half of the images, give or take
+MIN_JUDGED_STEPS = 100
 
 
 def training_loop(options: dict[str, Any]) -> None:
@@ -81,7 +83,7 @@ def training_loop(options: dict[str, Any]) -> None:
     skipped_steps = {rollback.skipped_step for rollback in options["rollbacks"]}
     batches = local_batches(stream, training.batch_size, world_size, device)
     pending: deque[tuple[int, list[str], torch.Tensor, list[str]]] = deque()
-    window, pace = _LogWindow(), _Pace()
+    window, pace, judged = _LogWindow(), _Pace(), _Judged()
     while gan_step.step < stop_step:
         heartbeat.begin(WAITING_FOR_DATA, gan_step.step)
         wait_start = time.perf_counter()
@@ -117,6 +119,7 @@ def training_loop(options: dict[str, Any]) -> None:
                 return heartbeat.end()
             if means:
                 window.add(means)
+                judged.add(means)
         if gan_step.step == first_step + 1 and not window.steps:
             window = _LogWindow()  # the first wait for data belongs to the start, not to the rate
         if window.steps and (validating or window.seconds >= LOG_SECONDS):
@@ -125,6 +128,8 @@ def training_loop(options: dict[str, Any]) -> None:
                 event = _train_event(window, gan_step, epoch, training.batch_size)
                 events.put.remote(event | {"seconds_left": seconds_left})
             window = _LogWindow()
+        if validating and rank == 0 and (message := judged.message()):
+            events.put.remote({"kind": "warning", "message": message})
         if validating or saving:
             saved_step, save_start = gan_step.step, time.perf_counter()
             metrics = {"step": gan_step.step, "epoch": epoch}
@@ -168,6 +173,30 @@ class _LogWindow:
     @property
     def seconds(self) -> float:
         return time.perf_counter() - self.start
+
+
+class _Judged:
+    """How often the discriminator was right since the last validation: at chance, it has nothing to teach."""
+
+    def __init__(self) -> None:
+        self.accuracies: list[float] = []
+        self.has_warned = False
+
+    def add(self, losses: dict[str, float]) -> None:
+        if "real_accuracy" in losses:
+            self.accuracies.append((losses["real_accuracy"] + losses["fake_accuracy"]) / 2)
+
+    def message(self) -> str:
+        """A warning if that is no more than chance, once; to be called at each validation."""
+        accuracies, self.accuracies = self.accuracies, []
+        if self.has_warned or len(accuracies) < MIN_JUDGED_STEPS or np.mean(accuracies) > CHANCE:
+            return ""
+        self.has_warned = True
+        return (
+            f"the discriminator was right about {np.mean(accuracies):.0%} of the images in the last {len(accuracies)} "
+            "steps, as by chance: its loss teaches nothing; try a lower --optimizer.discriminator-lr or "
+            "--loss.adv-weight"
+        )
 
 
 class _Pace:
