@@ -207,7 +207,7 @@ def worker_processes() -> list[int]:
 def test_a_killed_driver_resumes_and_a_run_whose_validations_find_no_room_validates_in_line_with_equal_results(
     shards: Path, experiment: MakeExperiment, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    training = {"epochs": 150, "validate_every": 50}  # 150 steps to each validation
+    training = {"epochs": 210, "validate_every": 70}  # 210 steps to each validation
     e = experiment("interrupted", training=training, cluster={"num_workers": 1})  # which leaves CPUs free
     script = tmp_path / "job.py"
     script.write_text(
@@ -224,33 +224,33 @@ def test_a_killed_driver_resumes_and_a_run_whose_validations_find_no_room_valida
     with output.open("w") as file:
         command = [sys.executable, script, tmp_path / "e.json", shards]
         job = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-    assert until(lambda: "'kind': 'start'" in output.read_text() or job.poll() is not None, 60), output.read_text()
+    assert until(lambda: "'kind': 'train'" in output.read_text() or job.poll() is not None, 60), output.read_text()
     held = placement_group([{"CPU": 1}, {"CPU": 1}])  # beside worker and reader there is no CPU for a validation
-    assert until(lambda: "'message': 'the validation of step 150'" in output.read_text(), 60), output.read_text()
+    assert until(lambda: "'message': 'the validation of step 210'" in output.read_text(), 60), output.read_text()
     job.kill()
     job.wait()
     remove_placement_group(held)
     awaiting = [(each.step, each.is_scored, each.awaits_validation) for each in saved_checkpoints(folder)]
-    assert awaiting == [(150, False, True), (300, False, True)], "training was one validation ahead"
+    assert awaiting == [(210, False, True), (420, False, True)], "training was one validation ahead"
     assert until(lambda: not worker_processes(), 60), "the killed job's workers are still alive"
     resumed = train(e, str(shards))
-    assert [event["step"] for event in events(folder) if event["kind"] == "start"] == [0, 300]
+    assert [event["step"] for event in events(folder) if event["kind"] == "start"] == [0, 420]
 
     monkeypatch.setattr(validator, "STARVED_S", 1.0)
     warnings: list[str] = []
     groups: list[PlacementGroup] = []
 
     def hold(event: Event) -> None:
-        if event["kind"] == "start" and not groups:
+        if event["kind"] == "train" and not groups:
             groups.append(placement_group([{"CPU": 1}, {"CPU": 1}]))
         if event["kind"] == "warning":
             warnings.append(event["message"])
             remove_placement_group(groups[0])  # or the run, which starts again, would wait for the other job
 
     starved = train(replace(e, name="starved"), str(shards), on_event=hold)
-    assert len(warnings) == 1 and warnings[0].startswith("no room for the validation of step 150: 0.5 of 4 CPUs free")
+    assert len(warnings) == 1 and warnings[0].startswith("no room for the validation of step 210: 0.5 of 4 CPUs free")
     starts = [event["step"] for event in events(starved.folder) if event["kind"] == "start"]
-    assert len(starts) == 2 and starts[1] >= 300, "it has trained on meanwhile"
+    assert len(starts) == 2 and starts[1] >= 420, "it has trained on meanwhile"
 
     apart, in_line = (
         [{name: event[name] for name in event.keys() - {"time", "seconds"}} for event in events(each.folder)
@@ -258,9 +258,9 @@ def test_a_killed_driver_resumes_and_a_run_whose_validations_find_no_room_valida
         for each in (resumed, starved)
     )  # fmt: skip
     assert sorted(apart, key=lambda row: row["step"]) == sorted(in_line, key=lambda row: row["step"])
-    assert sorted(row["epoch"] for row in apart) == [50, 100, 150]
+    assert sorted(row["epoch"] for row in apart) == [70, 140, 210]
     assert resumed.metrics == starved.metrics
-    states = (load_training_state(each.folder / checkpoint_name(450)) for each in (resumed, starved))
+    states = (load_training_state(each.folder / checkpoint_name(630)) for each in (resumed, starved))
     torch.testing.assert_close(*states, rtol=0, atol=0)
 
 
