@@ -278,7 +278,7 @@ def test_after_a_non_finite_loss_a_run_goes_back_or_ends_and_names_the_step_and_
     bad = [step for step in range(schedule.total_steps) if victim["name"] in pairs[4 * step : 4 * step + 4]]
     assert len(bad) == 2 and bad[0] > 0, "else the test needs another seed"
     seen: list[Event] = []
-    way_on = "or start with another --name and a lower --optimizer.generator-lr"
+    way_on = r"after 1 return to a .* best checkpoint with --init \S+, with another --name and a lower --optimizer"
     with pytest.raises(
         PartialFailure, match=rf"step {bad[1]}: a loss is not finite \(l1 nan.*{victim['name']}.*{way_on}"
     ):

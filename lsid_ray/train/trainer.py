@@ -236,7 +236,8 @@ def _roll_back(experiment: Experiment, folder: AnyPath, log: RunLog) -> None:
     reason = f"step {diverged['step']}: a loss is not finite ({losses}); pairs: {', '.join(diverged['pairs'])}"
     earlier = len(read_rollbacks(folder))
     if earlier >= experiment.training.max_rollbacks:
-        returns = f", after {earlier} returns to a checkpoint (--training.max-rollbacks)" if earlier else ""
+        returned = f"{earlier} return{'s' * (earlier > 1)}"
+        returns = f", after {returned} to a checkpoint (--training.max-rollbacks)" if earlier else ""
         has_best = best_checkpoint(saved_checkpoints(folder)) is not None
         weights = f" from this run's best checkpoint with --init {folder}," if has_best else ""
         raise PartialFailure(
