@@ -31,7 +31,6 @@ from lsid_ray.evaluate.visibility import flip
 from lsid_ray.model.checkpoint import load_generator, load_training_state
 from lsid_ray.train import validator
 from lsid_ray.train.events import SHOWN_ONLY, Event
-from lsid_ray.train.loop import MIN_JUDGED_STEPS, _Judged
 from lsid_ray.train.run_folder import checkpoint_name, checkpoint_step, saved_checkpoints
 from lsid_ray.train.trainer import train
 
@@ -288,25 +287,6 @@ def test_after_a_non_finite_loss_a_run_goes_back_or_ends_and_names_the_step_and_
     folder = Path(e.storage, e.name)
     state = load_training_state(folder / checkpoint_name(checkpoint_step(folder)))
     assert bad[0] < state["step"] <= bad[1] and all(each.isfinite().all() for each in state["generator"].values())
-
-
-@pytest.mark.parametrize(("real", "fake", "warns"), [(0.45, 0.6, True), (0.55, 0.71, False), (0.0, 1.0, True)])
-def test_a_discriminator_that_is_right_as_by_chance_is_said_once(real: float, fake: float, warns: bool) -> None:
-    judged = _Judged()
-    losses = {"l1": 0.1, "real_accuracy": real, "fake_accuracy": fake}
-    for _ in range(MIN_JUDGED_STEPS - 1):
-        judged.add(losses)
-    assert not judged.message(), "too few steps to say"
-    for _ in range(MIN_JUDGED_STEPS):
-        judged.add(losses)
-        judged.add({"l1": 0.1})  # of the warm-up
-    line = (
-        f"the discriminator was right about {(real + fake) / 2:.0%} of the images in the last 100 steps, as by chance"
-    )
-    assert judged.message().startswith(line if warns else "") and bool(judged.has_warned) == warns
-    for _ in range(MIN_JUDGED_STEPS):
-        judged.add(losses)
-    assert not judged.message()
 
 
 def test_a_run_that_does_not_fit_the_cluster_is_refused_at_once(shards: Path, experiment: MakeExperiment) -> None:
