@@ -223,11 +223,13 @@ def test_a_killed_driver_resumes_and_a_run_whose_validations_find_no_room_valida
     with output.open("w") as file:
         command = [sys.executable, script, tmp_path / "e.json", shards]
         job = subprocess.Popen(command, stdout=file, stderr=file, env=environment)
-    assert until(lambda: "'kind': 'train'" in output.read_text() or job.poll() is not None, 60), output.read_text()
-    held = placement_group([{"CPU": 1}, {"CPU": 1}])  # beside worker and reader there is no CPU for a validation
-    assert until(lambda: "'message': 'the validation of step 210'" in output.read_text(), 60), output.read_text()
-    job.kill()
-    job.wait()
+    try:
+        assert until(lambda: "'kind': 'train'" in output.read_text() or job.poll() is not None, 60), output.read_text()
+        held = placement_group([{"CPU": 1}, {"CPU": 1}])  # beside worker and reader there is no CPU for a validation
+        assert until(lambda: "'message': 'the validation of step 210'" in output.read_text(), 60), output.read_text()
+    finally:
+        job.kill()
+        job.wait()
     remove_placement_group(held)
     awaiting = [(each.step, each.is_scored, each.awaits_validation) for each in saved_checkpoints(folder)]
     assert awaiting == [(210, False, True), (420, False, True)], "training was one validation ahead"
