@@ -253,12 +253,12 @@ def test_a_killed_driver_resumes_and_a_run_whose_validations_find_no_room_valida
     starts = [event["step"] for event in events(starved.folder) if event["kind"] == "start"]
     assert len(starts) == 2 and starts[1] >= 420, "it has trained on meanwhile"
 
-    apart, in_line = (
+    apart, starved_rows = (  # of the starved run, the last one is in line
         [{name: event[name] for name in event.keys() - {"time", "seconds"}} for event in events(each.folder)
          if event["kind"] == "validation"]
         for each in (resumed, starved)
     )  # fmt: skip
-    assert sorted(apart, key=lambda row: row["step"]) == sorted(in_line, key=lambda row: row["step"])
+    assert sorted(apart, key=lambda row: row["step"]) == sorted(starved_rows, key=lambda row: row["step"])
     assert sorted(row["epoch"] for row in apart) == [70, 140, 210]
     assert resumed.metrics == starved.metrics
     states = (load_training_state(each.folder / checkpoint_name(630)) for each in (resumed, starved))
