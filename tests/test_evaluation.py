@@ -2,6 +2,7 @@
 
 import json
 import shutil
+import time
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,6 +17,7 @@ from test_shard import messages_of_damage
 from lsid_ray.config.schema import Experiment, GeneratorConfig
 from lsid_ray.data.index import Shards, open_shards
 from lsid_ray.data.pack import pack_dataset
+from lsid_ray.data.parallel import parallel_map
 from lsid_ray.errors import InputError
 from lsid_ray.evaluate import evaluation
 from lsid_ray.evaluate.backbones import build
@@ -74,6 +76,21 @@ def test_every_image_is_scored_once_and_equals_scikit_image(saved: Path, shards:
     assert report["record"]["split"] == "test" and report["record"]["rendering"]["libraw"]
     assert done.summary["groups"][0]["images"] == len(opened.pairs)
     assert len(list((saved.parent / "report" / "images").glob("*_gate_?.png"))) == 2, "one per level"
+
+
+def test_scores_do_not_depend_on_the_threads_that_earlier_tasks_have_set(
+    saved: Path, shards: Path, cluster: None, tmp_path: Path
+) -> None:
+    def set_threads(_: int, threads: int) -> None:
+        torch.set_num_threads(threads)
+        time.sleep(0.2)  # so that all processes take part
+
+    scores = []
+    for threads in (1, 3):
+        assert len(list(parallel_map(set_threads, range(12), threads))) == 12
+        evaluate(saved, shards, "test", tmp_path / str(threads), images=0)
+        scores.append(json.loads((tmp_path / str(threads) / "report.json").read_text())["scores"])
+    assert [score["psnr_db"] for score in scores[0]] == [score["psnr_db"] for score in scores[1]]
 
 
 def test_scores_in_stages_are_those_of_one_process(

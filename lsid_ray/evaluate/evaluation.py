@@ -232,6 +232,7 @@ def _load(task: _Task, learned: bool | None = None) -> tuple[Generator, torch.de
 
     learned: True for the metrics that are networks themselves, False for the others, on a CPU; None for all.
     """
+    torch.set_num_threads(1)  # `enhance` may have set more in a process that Ray reuses
     device = torch.device("cpu") if learned is False else prediction_device(task.use_gpu)
     measures: Measures = ray.get(task.measures)
     return load_generator(task.checkpoint)[0].to(device), device, measures.part(learned).load(device)
