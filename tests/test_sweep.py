@@ -67,6 +67,7 @@ def test_a_sweep_finds_the_best_trial_and_tests_it_and_its_ablation(
     assert [trial.number for trial in trials] == [0, 1]
     assert {trial.state for trial in trials} <= {"finished", "stopped"} and trials[0].state == "finished"
     assert [trial.parameters["loss.adv_weight"] == 0 for trial in trials] == [True, False]
+    assert [trial.discriminator_accuracy is None for trial in trials] == [True, False]
     assert len({trial.parameters["optimizer.generator_lr"] for trial in trials}) == 2
     for trial in trials:
         assert trial.best_validation and 0 < trial.overhead_s < 120 and trial.busy_s > 0

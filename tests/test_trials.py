@@ -7,6 +7,7 @@ from conftest import Store
 
 from lsid_ray.config.schema import SweepConfig
 from lsid_ray.storage import to_path
+from lsid_ray.sweep.report import trial_table
 from lsid_ray.sweep.trials import SweepDefinition, Trial, begin_trial, end_trial, read_trials
 
 
@@ -60,3 +61,20 @@ def test_a_log_is_read_on_from_where_it_ended(place: str, store: Store, tmp_path
     assert [(trial.state, trial.reason) for trial in read_trials(definition)] == [("stopped", "by ASHA")]
     log.unlink()
     assert read_trials(definition)[0].validations == ()
+
+
+def test_how_often_a_discriminator_is_right_is_that_of_its_last_epoch(tmp_path, experiment) -> None:
+    definition = SweepDefinition(tmp_path, experiment(), (), SweepConfig(), "shards")
+    log = begin_trial(definition, 0, {}) / "metrics.jsonl"
+    warmup = train(1)
+    log.write_text(json.dumps(warmup) + "\n")
+    assert read_trials(definition)[0].discriminator_accuracy is None
+    accuracies = [(0.9, 0.9), (0.9, 0.8), (0.5, 0.7), (0.3, 0.5)]  # two events each of epochs 1 and 2
+    judged = [
+        {**train(2 + number), "real_accuracy": real, "fake_accuracy": fake}
+        for number, (real, fake) in enumerate(accuracies)
+    ]
+    log.write_text("".join(json.dumps(event) + "\n" for event in (warmup, *judged)))
+    (trial,) = read_trials(definition)
+    assert trial.discriminator_accuracy == pytest.approx(0.5)
+    assert " 50% " in trial_table(definition, [trial])[2]

@@ -199,6 +199,7 @@ def _write(definition: SweepDefinition, best: Trial, result: SweepResult) -> Non
                 f"best_{name}": (outcome(trial, definition.sweep) or {}).get(name, "")
                 for name in ("epoch", *measured_fields(definition.sweep))
             },
+            "discriminator_accuracy": trial.discriminator_accuracy,
             "overhead_s": trial.overhead_s,
             "busy_s": trial.busy_s,
         }

@@ -24,7 +24,8 @@ def trial_table(definition: SweepDefinition, trials: list[Trial]) -> list[str]:
     names = [dimension.field for dimension in definition.space]
     metrics = measured_fields(definition.sweep)
     titles = [METRICS[name].title for name in metrics]
-    rows = [("trial", *(name.split(".")[1].replace("_", "-") for name in names), "state", "epoch", *titles, "left")]
+    parameters = [name.split(".")[1].replace("_", "-") for name in names]
+    rows = [("trial", *parameters, "state", "epoch", *titles, "discr. right", "left")]
     for trial in trials:
         scores, epochs = outcome(trial, definition.sweep), definition.experiment.training.epochs
         seconds_left = trial.seconds_left if trial.state == "running" else None
@@ -37,6 +38,7 @@ def trial_table(definition: SweepDefinition, trials: list[Trial]) -> list[str]:
                 trial.state,
                 f"{trial.epoch}/{definition.trial_epochs}",
                 *(f"{scores[name]:{_form(name)}}" if scores else "-" for name in metrics),
+                "-" if trial.discriminator_accuracy is None else f"{trial.discriminator_accuracy:.0%}",
                 "-" if seconds_left is None else format_duration(seconds_left),
             )
         )

@@ -11,6 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import lru_cache
+from statistics import fmean
 from typing import Any, Literal
 
 from lsid_ray import storage
@@ -109,6 +110,9 @@ class Trial:
     """Of its last event."""
     samples: int
     """Training samples it has seen."""
+    discriminator_accuracy: float | None
+    """Share of the images that the discriminator was right about, half of them real, in the last epoch that trained it.
+    At 0.5 it has had nothing to teach, whatever its weight. None: it has not been trained."""
     overhead_s: float | None
     """From its beginning to its first step."""
     busy_s: float
@@ -195,6 +199,7 @@ class _TrialReader:
         self.first: Event | None = None
         self.last: Event | None = None
         self.epoch, self.step, self.busy_s = 0, 0, 0.0
+        self.judged_epoch, self.accuracies = 0, list[float]()
 
     def _add(self, event: Event) -> None:
         self.epoch, self.step = max(self.epoch, event.get("epoch", 0)), max(self.step, event["step"])
@@ -204,6 +209,10 @@ class _TrialReader:
         elif event["kind"] == "train":
             self.first, self.last = self.first or event, event
             self.busy_s += event["seconds"] * (1 - event["waiting_for_data"])
+            if "real_accuracy" in event:
+                if event["epoch"] != self.judged_epoch:
+                    self.judged_epoch, self.accuracies = event["epoch"], []
+                self.accuracies.append((event["real_accuracy"] + event["fake_accuracy"]) / 2)
 
     def _trial(self, batch_size: int) -> Trial:
         first, metadata = self.first, self.metadata
@@ -217,6 +226,7 @@ class _TrialReader:
             validations=tuple(self.validations),
             epoch=self.epoch,
             samples=metadata["parameters"].get("training.batch_size", batch_size) * self.step,
+            discriminator_accuracy=fmean(self.accuracies) if self.accuracies else None,
             overhead_s=first and first["time"] - first["seconds"] * (1 - first["waiting_for_data"]) - metadata["began"],
             busy_s=self.busy_s,
             seconds_left=self.last and self.last["seconds_left"],
