@@ -129,7 +129,7 @@ def _shortage(config: ClusterConfig, nodes: tuple[Resources, ...], has: str, opt
     if config.readers_on and not any(node.get(config.readers_on) for node in nodes):
         return f"--cluster.readers-on {config.readers_on}: no node of the cluster has that resource"
     cpus, gpus = (sum(node.get(name, 0) for node in nodes) for name in ("CPU", "GPU"))
-    reading_cpus = REPARTITION_CPUS + config.readers * CPUS_PER_READER
+    reading_cpus = _reading_cpus(config)
     needed = config.num_workers * config.cpus_per_worker + reading_cpus
     if needed > cpus:
         return (
@@ -151,9 +151,8 @@ def _shortage(config: ClusterConfig, nodes: tuple[Resources, ...], has: str, opt
 
 def _count_runs(config: ClusterConfig, nodes: tuple[Resources, ...]) -> int:
     """The number of such runs that these nodes hold side by side."""
-    free = _free(nodes)
-    runs = 0
-    while _reserve_run(config, nodes, free):
+    free, runs = [dict(node) for node in nodes], 0
+    while _reserve_run(config, free):
         runs += 1
     return runs
 
@@ -163,37 +162,25 @@ def validation_slots(config: ClusterConfig, workers: int) -> int:
 
     Each takes a CPU and, in a run on GPUs, a GPU. What other jobs hold is not known in advance: it counts as free.
     """
-    nodes = current_capacity().alive
-    free, slots = _free(nodes), 0
-    if not _reserve_run(replace(config, num_workers=workers), nodes, free):
+    free, slots = [dict(node) for node in current_capacity().alive], 0
+    if not _reserve_run(replace(config, num_workers=workers), free):
         return 0
-    while _reserve(free, 1, int(config.use_gpu)):
+    while _reserve(free, {"CPU": 1, "GPU": int(config.use_gpu)}):
         slots += 1
     return slots
 
 
-def _free(nodes: tuple[Resources, ...]) -> list[list[float]]:
-    """CPUs and GPUs of each node."""
-    return [[node.get("CPU", 0), node.get("GPU", 0)] for node in nodes]
+def _reserve_run(config: ClusterConfig, free: list[Resources]) -> bool:
+    """Take what a run needs from what is free on each node; False if it does not fit, after a part of it was taken."""
+    needs = [worker_needs(config)] * config.num_workers + reader_needs(config)
+    return all(_reserve(free, each) for each in needs)
 
 
-def _reserve_run(config: ClusterConfig, nodes: tuple[Resources, ...], free: list[list[float]]) -> bool:
-    """Take what a run needs from what is free on the nodes; False if it does not fit, after a part of it was taken."""
-    reading = [each for each, node in zip(free, nodes, strict=True) if node.get(config.readers_on or "CPU")]
-    run = [
-        *[(free, config.cpus_per_worker, config.gpus_per_worker if config.use_gpu else 0)] * config.num_workers,
-        *[(reading, CPUS_PER_READER, 0)] * config.readers,
-        (free, REPARTITION_CPUS, 0),
-    ]
-    return all(_reserve(*part) for part in run)
-
-
-def _reserve(free: list[list[float]], cpus: float, gpus: float) -> bool:
-    """Take CPUs and GPUs from the first node that has them; False if none has."""
+def _reserve(free: list[Resources], needs: Resources) -> bool:
+    """Take resources from the first node that has them; False if none has."""
     for node in free:
-        if node[0] + 1e-9 >= cpus and node[1] + 1e-9 >= gpus:
-            node[0] -= cpus
-            node[1] -= gpus
+        if all(node.get(name, 0) + 1e-9 >= amount for name, amount in needs.items()):
+            node.update({name: node.get(name, 0) - amount for name, amount in needs.items()})
             return True
     return False
 
@@ -206,7 +193,11 @@ def worker_needs(config: ClusterConfig) -> Resources:
 def reader_needs(config: ClusterConfig) -> list[Resources]:
     """The resources of each process that feeds the workers."""
     on = {config.readers_on: MIN_RESOURCE} if config.readers_on else {}
-    return [{"CPU": REPARTITION_CPUS}, *[{"CPU": CPUS_PER_READER, **on}] * config.readers]
+    return [*[{"CPU": CPUS_PER_READER, **on}] * config.readers, {"CPU": REPARTITION_CPUS}]
+
+
+def _reading_cpus(config: ClusterConfig) -> float:
+    return sum(needs["CPU"] for needs in reader_needs(config))
 
 
 def worker_count(config: ClusterConfig) -> int:
@@ -223,7 +214,7 @@ def worker_count(config: ClusterConfig) -> int:
 def describe_wait(config: ClusterConfig, have_workers: bool = False) -> str:
     """What a run waits for: "2 workers with 1 CPU each: 0.5 of 2 CPUs free", or, when they have started, for data."""
     if have_workers:
-        needs = {"CPU": REPARTITION_CPUS + config.readers * CPUS_PER_READER}
+        needs = {"CPU": _reading_cpus(config)}
         return f"data, whose readers need {format_amounts(needs)}: {describe_free(needs)}"
     needs, least = worker_needs(config), config.min_workers or config.num_workers
     workers = "1 worker" if least == 1 else f"{least} workers"
