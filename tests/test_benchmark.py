@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from lsid_ray.benchmark.faults import Recovery, check_faults, faults_table, measure_faults
-from lsid_ray.benchmark.feed import Feed, feed_table, measure_feed
+from lsid_ray.benchmark.feed import PARTS, Feed, feed_table, measure_feed
 from lsid_ray.benchmark.history import History
 from lsid_ray.benchmark.memory import peak_bytes
 from lsid_ray.benchmark.pack import measure_pack, pack_table
@@ -63,10 +63,15 @@ def test_a_stream_is_compared_with_a_data_loader(shards: Path, tmp_path: Path):
     assert result.paced.samples_per_s <= 4 / 0.030 and result.stream.samples_per_s > 0 < result.loader.samples_per_s
     assert {"readers", "split coordinator", "consumer", "rest of Ray"} <= result.stream.cpu_s_per_gb.keys()
     assert result.loader.cpu_s_per_gb["loader workers"] > 0
+    for rate in (result.stream, result.paced, result.loader):
+        assert 0 < rate.longest_wait_s and rate.waiting < 1
+        assert rate.memory_bytes.keys() == rate.cpu_s_per_gb.keys()
+    assert 20e6 < result.stream.memory_bytes["readers"] < 2e9
     lines = feed_table(result).splitlines()
     assert [line.split("  ")[0] for line in lines[1:4]] == [
         "DataLoader over .npy files", "stream", "stream, 30 ms a step",
     ]  # fmt: skip
+    assert lines[5].split() == ["MB", "of", "memory", *" ".join(dict.fromkeys(PARTS.values())).split()]
     assert lines[-1].startswith("At 30 ms a step the device waits for data ")
     with pytest.raises(InputError, match=r"--step-ms is -1: expected more than 0"):
         measure_feed(replace(feed, step_ms=-1), tmp_path)

@@ -77,6 +77,11 @@ class Rate:
     """CPU seconds by part of the system, of the processes on this machine, for each GB of crops."""
     waiting: float
     """Fraction of the time in which the consumer waited for data."""
+    longest_wait_s: float
+    """For the batch of a single step, after the first 40."""
+    memory_bytes: dict[str, int]
+    """Memory at the end by part of the system, of the processes on this machine: what neither files nor other processes
+    share, so neither mapped shards nor the object store."""
 
 
 @dataclass(frozen=True)
@@ -129,13 +134,15 @@ def feed_table(result: FeedResult) -> str:
         f"stream, {result.step_ms:g} ms a step": result.paced,
     }
     parts = dict.fromkeys(PARTS.values())
-    head = ("", "samples/s", "MB/s", "fastest/slowest", "waiting", "CPU s/GB", *parts)
-    rows = [head]
+    head = ("", "samples/s", "MB/s", "fastest/slowest", "waiting", "longest, ms", "CPU s/GB", *parts)
+    rows, memory = [head], [("MB of memory", *parts)]
     for name, rate in ways.items():
         cpu = [f"{rate.cpu_s_per_gb.get(part, 0.0):.2f}" for part in parts]
         mb_per_s = rate.samples_per_s * result.sample_bytes / 1e6
         speed = (f"{rate.samples_per_s:.0f}", f"{mb_per_s:.0f}", f"{rate.spread:.2f}")
-        rows.append((name, *speed, f"{rate.waiting:.1%}", f"{sum(rate.cpu_s_per_gb.values()):.2f}", *cpu))
+        waiting = (f"{rate.waiting:.1%}", f"{1000 * rate.longest_wait_s:.0f}")
+        rows.append((name, *speed, *waiting, f"{sum(rate.cpu_s_per_gb.values()):.2f}", *cpu))
+        memory.append((name, *(f"{rate.memory_bytes.get(part, 0) / 1e6:.0f}" for part in parts)))
     relative_speed = result.stream.samples_per_s / result.loader.samples_per_s
     verdict = (
         f"At {result.step_ms:g} ms a step the device waits for data {result.paced.waiting:.1%} of the time. "
@@ -143,7 +150,7 @@ def feed_table(result: FeedResult) -> str:
     )
     if result.paced.waiting > 0.02:
         verdict += " More --cluster.readers, on nodes with free CPUs, feed it faster."
-    return "\n".join([*align_columns(rows), "", verdict])
+    return "\n".join([*align_columns(rows), "", *align_columns(memory), "", verdict])
 
 
 @dataclass(frozen=True)
@@ -152,8 +159,10 @@ class _Round:
 
     samples: int
     seconds: float
-    waiting_s: float
+    waits_s: tuple[float, ...]
+    """For each step's batch."""
     cpu_s: dict[str, float]
+    memory_bytes: dict[str, int]
 
 
 def _median(rounds: list[_Round], sample_bytes: int) -> Rate:
@@ -166,7 +175,9 @@ def _median(rounds: list[_Round], sample_bytes: int) -> Rate:
             part: statistics.median(each.cpu_s.get(part, 0.0) / (each.samples * sample_bytes / 1e9) for each in rounds)
             for part in parts
         },
-        waiting=statistics.median(each.waiting_s / each.seconds for each in rounds),
+        waiting=statistics.median(sum(each.waits_s) / each.seconds for each in rounds),
+        longest_wait_s=statistics.median(max(each.waits_s) for each in rounds),
+        memory_bytes={part: max(each.memory_bytes.get(part, 0) for each in rounds) for part in parts},
     )
 
 
@@ -202,26 +213,33 @@ def _consume(batches: Iterator[Any], batch_size: int, steps: int, step_s: float)
     for _ in range(WARM_UP_STEPS):
         next(batches)
         time.sleep(step_s)
-    waiting_s, cpu_s, start = 0.0, _cpu_seconds(), time.perf_counter()
+    waits_s, (cpu_s, _), start = [], _usage(), time.perf_counter()
     for _ in range(steps):
         wait_start = time.perf_counter()
         next(batches)
-        waiting_s += time.perf_counter() - wait_start
+        waits_s.append(time.perf_counter() - wait_start)
         time.sleep(step_s)
-    seconds, now = time.perf_counter() - start, _cpu_seconds()
-    return _Round(batch_size * steps, seconds, waiting_s, {part: now[part] - cpu_s[part] for part in now})
+    seconds, (now, memory_bytes) = time.perf_counter() - start, _usage()
+    used = {part: now[part] - cpu_s[part] for part in now}
+    return _Round(batch_size * steps, seconds, tuple(waits_s), used, dict(memory_bytes))
 
 
-def _cpu_seconds() -> Counter[str]:
-    """CPU seconds so far of this process and of Ray's and the loader's on this machine, by part of the system."""
+def _usage() -> tuple[Counter[str], Counter[str]]:
+    """CPU seconds so far and bytes of memory that is not shared, by part of the system.
+
+    Of this process and of Ray's and the loader's on this machine.
+    """
     seconds: Counter[str] = Counter()
-    for process in psutil.process_iter(["pid", "cmdline", "cpu_times"]):
-        command, times = " ".join(process.info["cmdline"] or ()), process.info["cpu_times"]
+    memory_bytes: Counter[str] = Counter()
+    for process in psutil.process_iter(["pid", "cmdline", "cpu_times", "memory_info"]):
+        command = " ".join(process.info["cmdline"] or ())
+        times, memory = process.info["cpu_times"], process.info["memory_info"]
         part = next((part for sign, part in PARTS.items() if sign in command), None)
         part = "consumer" if process.info["pid"] == os.getpid() else part
-        if part and times:
+        if part and times and memory:
             seconds[part] += times.user + times.system
-    return seconds
+            memory_bytes[part] += memory.rss - memory.shared
+    return seconds, memory_bytes
 
 
 class _NpyCrops(torch.utils.data.Dataset):
