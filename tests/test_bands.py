@@ -19,6 +19,8 @@ NETWORKS = {
     "batch norm": GeneratorConfig(width=4, depth=2, norm="batch", negative_slope=0),
     "X-Trans": GeneratorConfig(width=4, depth=2, cfa="xtrans", input_ratio=True),
     "four levels": GeneratorConfig(width=2, depth=4),
+    "residual": GeneratorConfig(width=4, depth=2, residual=True),
+    "residual, four levels, batch norm": GeneratorConfig(width=2, depth=4, residual=True, norm="batch"),
     "four levels, no gates, transposed": GeneratorConfig(width=2, depth=4, gates=False, upsample="transpose"),
 }
 

@@ -64,7 +64,7 @@ def test_a_stream_is_compared_with_a_data_loader(shards: Path, tmp_path: Path):
     assert {"readers", "split coordinator", "consumer", "rest of Ray"} <= result.stream.cpu_s_per_gb.keys()
     assert result.loader.cpu_s_per_gb["loader workers"] > 0
     for rate in (result.stream, result.paced, result.loader):
-        assert 0 < rate.longest_wait_s and rate.waiting < 1
+        assert rate.longest_wait_s > 0 and rate.waiting < 1
         assert rate.memory_bytes.keys() == rate.cpu_s_per_gb.keys()
     assert 20e6 < result.stream.memory_bytes["readers"] < 2e9
     lines = feed_table(result).splitlines()

@@ -83,6 +83,7 @@ def onnx_session(path: Path):
     "options",
     [
         {"input_curve": "tone"},
+        {"input_curve": "tone", "residual": True},
         {"cfa": "xtrans", "input_curve": "tone", "depth": 3, "input_ratio": True},
         {"norm": "batch", "output": "half", "white_balance": False, "color_matrix": False},
         {"upsample": "transpose", "gates": False},
@@ -105,7 +106,7 @@ def test_the_developer_gives_the_image_of_enhance_frame(options: dict, periods: 
 @needs_onnx
 @pytest.mark.parametrize("kind", ["bayer", "xtrans"])
 def test_onnx_gives_the_same_image_for_frames_of_several_sizes(tmp_path: Path, kind: str):
-    generator = make_generator(cfa=kind, input_curve="tone", input_ratio=kind == "bayer")
+    generator = make_generator(cfa=kind, input_curve="tone", input_ratio=kind == "bayer", residual=kind == "bayer")
     out = tmp_path / "deep" / "network.onnx"
     exported = export(save(tmp_path / "checkpoint", generator), out)
     assert exported.size_bytes == out.stat().st_size and exported.largest_difference < DIFFERENCE
@@ -129,7 +130,7 @@ def test_onnx_gives_the_same_image_for_frames_of_several_sizes(tmp_path: Path, k
 
 
 def test_pt2_gives_the_same_image_and_metadata(tmp_path: Path):
-    generator = make_generator(input_curve="tone", input_ratio=True)
+    generator = make_generator(input_curve="tone", input_ratio=True, residual=True)
     out = tmp_path / "network.pt2"
     export(save(tmp_path / "checkpoint", generator), out)
     extra = {"metadata.json": ""}

@@ -12,6 +12,7 @@ SMALL = {
     "batch norm": GeneratorConfig(width=4, depth=2, norm="batch", negative_slope=0),
     "no gates": GeneratorConfig(width=4, depth=2, gates=False, upsample="transpose"),
     "four levels": GeneratorConfig(width=2, depth=4),
+    "residual": GeneratorConfig(width=4, depth=2, residual=True),
 }
 
 

@@ -110,6 +110,7 @@ def test_an_unusable_checkpoint_is_refused(source: GanStep, experiment: MakeExpe
     assert refused(run, experiment(generator={"width": 8})) == "its generator.width is 4, expected 8 as here"
     message = "its generator.input_ratio is False, expected True as here"
     assert refused(run, experiment(generator={"input_ratio": True})) == message
+    assert refused(run, experiment(generator={"residual": True})) == message.replace("input_ratio", "residual")
     assert refused(run, experiment(generator={"norm": "batch"})).startswith("its generator.norm is none")
     assert "is not a checkpoint" in refused(tmp_path / "missing", e)
     for name in ("best", checkpoint_name(3)):

@@ -36,6 +36,8 @@ class GeneratorConfig:
     """Number of downsamplings; the coarsest level has stride 2**depth."""
     gates: bool = True
     """Attention gates on the skip connections. Without them it is SID's U-Net."""
+    residual: bool = False
+    """Add the input of each level's two convolutions, through a 1x1 convolution, to their output (arXiv 1512.03385)."""
     norm: Literal["none", "batch"] = "none"
     """"none" gives the same output for a tile as for the full frame, and allows small batches per worker."""
     upsample: Literal["nearest", "transpose"] = "nearest"

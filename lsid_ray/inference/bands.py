@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from lsid_ray.model.generator import Generator
+from lsid_ray.model.generator import Generator, ResidualBlock
 
 MEMORY_BYTES = 1 << 30
 MAX_CPU_TENSOR_BYTES = 32 << 20  # per tensor; glibc maps fresh pages for each larger one, a fifth of the run time
@@ -158,6 +158,21 @@ class _StreamingLayer:
         return self.function(window[:, :, : ready + self.overlap]) if ready > 0 else None
 
 
+class _StreamingBlock:
+    """A residual block as a layer: its input waits for the rows that come out of its convolutions."""
+
+    def __init__(self, block: ResidualBlock):
+        self.convolutions = _streaming_layers(block.convolutions)
+        self.shortcut = block.shortcut
+        self.inputs = _RowQueue()
+
+    def push(self, rows: Tensor, is_last: bool) -> Tensor | None:
+        """As of `_StreamingLayer`."""
+        self.inputs.put(rows)
+        rows = _push_through(self.convolutions, rows, is_last)
+        return None if rows is None else rows + self.shortcut(self.inputs.take(rows.shape[2]))
+
+
 class _RowQueue:
     """A FIFO queue of rows."""
 
@@ -179,8 +194,10 @@ class _RowQueue:
         return _concatenate(taken)
 
 
-def _streaming_layers(module: nn.Module) -> list[_StreamingLayer]:
+def _streaming_layers(module: nn.Module) -> list[_StreamingLayer | _StreamingBlock]:
     """The layers of one block. All but 3x3 convolutions process each row independently."""
+    if isinstance(module, ResidualBlock):
+        return [_StreamingBlock(module)]
     layers = []
     for layer in module if isinstance(module, nn.Sequential) else [module]:
         if isinstance(layer, nn.Conv2d) and layer.kernel_size == (3, 3):
@@ -191,7 +208,7 @@ def _streaming_layers(module: nn.Module) -> list[_StreamingLayer]:
     return layers
 
 
-def _push_through(layers: list[_StreamingLayer], rows: Tensor | None, is_last: bool) -> Tensor | None:
+def _push_through(layers: list[_StreamingLayer | _StreamingBlock], rows: Tensor | None, is_last: bool) -> Tensor | None:
     for layer in layers:
         if rows is None:
             break

@@ -16,6 +16,23 @@ def _norm(kind: str, channels: int) -> nn.Module:
     return nn.BatchNorm2d(channels) if kind == "batch" else nn.Identity()
 
 
+def _block(c: GeneratorConfig, inputs: int, outputs: int) -> nn.Module:
+    return ResidualBlock(c, inputs, outputs) if c.residual else _double_conv(c, inputs, outputs)
+
+
+class ResidualBlock(nn.Module):
+    """Two convolutions, to whose output a projection of their input is added (He et al. 2016, arXiv 1512.03385)."""
+
+    def __init__(self, c: GeneratorConfig, inputs: int, outputs: int):
+        super().__init__()
+        self.convolutions = _double_conv(c, inputs, outputs)
+        self.shortcut = nn.Conv2d(inputs, outputs, 1)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(B, inputs, h, w) -> (B, outputs, h, w)."""
+        return self.convolutions(features) + self.shortcut(features)
+
+
 def _double_conv(c: GeneratorConfig, inputs: int, outputs: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for channels in (inputs, outputs):
@@ -84,12 +101,11 @@ class Generator(nn.Module):
         self.planes = len(LAYOUTS[c.cfa].colors) + c.input_ratio
         widths = [c.width * 2**level for level in range(c.depth + 1)]
         self.encoders = nn.ModuleList(
-            _double_conv(c, inputs, outputs)
-            for inputs, outputs in zip([self.planes, *widths[:-1]], widths, strict=True)
+            _block(c, inputs, outputs) for inputs, outputs in zip([self.planes, *widths[:-1]], widths, strict=True)
         )
         self.ups = nn.ModuleList(_upsample(c, 2 * width, width) for width in widths[:-1])
         self.gates = nn.ModuleList(AttentionGate(width, c.norm) for width in widths[:-1] if c.gates)
-        self.decoders = nn.ModuleList(_double_conv(c, 2 * width, width) for width in widths[:-1])
+        self.decoders = nn.ModuleList(_block(c, 2 * width, width) for width in widths[:-1])
         self.head = nn.Conv2d(c.width, 3 * self.scale**2, 1)
         if c.upsample == "nearest":  # SID's network, which has the other one, is left as it is
             _equal_subpixels(self.head, self.scale)

@@ -15,8 +15,8 @@ from lsid_ray.model.generator import Generator
 from lsid_ray.storage import AnyPath
 from lsid_ray.train.run_folder import best_checkpoint, saved_checkpoints
 
-BODY = ("width", "depth", "gates", "norm", "upsample", "input_ratio")  # what the generators must share
-ENDS = {"encoders.0.0": "first convolution", "head": "head"}  # depend on the CFA and the resolution of the output
+BODY = ("width", "depth", "gates", "residual", "norm", "upsample", "input_ratio")  # what the generators must share
+ENDS = {"encoders.0.": "first convolution", "head.": "head"}  # depend on the CFA and the resolution of the output
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,8 @@ def read_initial_weights(experiment: Experiment) -> InitialWeights:
         generator = Generator(here)
         discriminator = Discriminator(experiment.discriminator, generator.planes, generator.scale)
     weights = _fitting(trained.state_dict(), generator.state_dict())
-    missing = [text for name, text in ENDS.items() if f"{name}.weight" not in weights]
+    random = [name for name in generator.state_dict() if name not in weights]
+    missing = [text for prefix, text in ENDS.items() if any(name.startswith(prefix) for name in random)]
     taken = "the generator" + (f" but its {' and '.join(missing)}" if missing else "")
     discriminator_weights, why = _discriminator(folder, experiment, discriminator.state_dict())
     changed = [
