@@ -183,6 +183,7 @@ class TensorMonitor(TorchDispatchMode):
 WIDE = {
     "four levels": GeneratorConfig(width=8),
     "no gates, transposed": GeneratorConfig(width=8, gates=False, upsample="transpose"),
+    "residual": GeneratorConfig(width=8, residual=True),
     "two levels, batch norm": GeneratorConfig(width=8, depth=2, norm="batch"),
 }
 

@@ -159,18 +159,21 @@ class _StreamingLayer:
 
 
 class _StreamingBlock:
-    """A residual block as a layer: its input waits for the rows that come out of its convolutions."""
+    """A residual block as a layer: what its shortcut adds waits for the rows that come out of its convolutions."""
 
     def __init__(self, block: ResidualBlock):
         self.convolutions = _streaming_layers(block.convolutions)
         self.shortcut = block.shortcut
-        self.inputs = _RowQueue()
+        self.waiting: Tensor | None = None
 
     def push(self, rows: Tensor, is_last: bool) -> Tensor | None:
         """As of `_StreamingLayer`."""
-        self.inputs.put(rows)
+        added = self.shortcut(rows)
+        added = added if self.waiting is None else torch.cat([self.waiting, added], dim=2)
         rows = _push_through(self.convolutions, rows, is_last)
-        return None if rows is None else rows + self.shortcut(self.inputs.take(rows.shape[2]))
+        count = 0 if rows is None else rows.shape[2]
+        self.waiting = added[:, :, count:].clone()
+        return None if rows is None else rows.add_(added[:, :, :count])
 
 
 class _RowQueue:
