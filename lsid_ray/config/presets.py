@@ -32,10 +32,10 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         ),
     ),
     "sid-sony": (
-        "SID's Sony set: norm-free attention U-Net GAN at full resolution.",
+        "SID's Sony set: attention U-Net GAN with residual blocks, without norm, at full resolution.",
         Experiment(
             name="sid-sony",
-            generator=GeneratorConfig(input_curve="tone"),
+            generator=GeneratorConfig(residual=True, input_curve="tone"),
             loss=LossConfig(adv_weight=0.01, warmup_steps=10_000, ramp_steps=5_000),
             training=TrainingConfig(epochs=500, batch_size=16, crop=256, crops_per_pair=2, clip_norm=CLIP_NORM),
             cluster=GPU,
@@ -45,7 +45,7 @@ PRESETS: dict[str, tuple[str, Experiment]] = {
         "SID's Fuji set: X-Trans packed to 9 planes at a third, 27 channels before the pixel shuffle.",
         Experiment(
             name="sid-fuji",
-            generator=GeneratorConfig(cfa="xtrans", input_curve="tone"),
+            generator=GeneratorConfig(cfa="xtrans", residual=True, input_curve="tone"),
             loss=LossConfig(adv_weight=0.01, warmup_steps=10_000, ramp_steps=5_000),
             training=TrainingConfig(epochs=500, batch_size=16, crop=192, crops_per_pair=2, clip_norm=CLIP_NORM),
             cluster=GPU,
