@@ -1,4 +1,4 @@
-"""Every command of the documentation is one that its job understands. The jobs' parsers read it; nothing is run."""
+"""Commands and options of the documentation are those that the jobs understand. Parsers read them; nothing is run."""
 
 import re
 import runpy
@@ -48,3 +48,20 @@ def test_every_command_of_the_documentation_is_understood(file: str, monkeypatch
         with pytest.raises(Parsed):
             runpy.run_path(str(REPOSITORY / script), run_name="__main__")
     assert len(found) >= (10 if file in PAGES else 1)
+
+
+def test_every_option_of_an_experiment_that_the_documentation_names_exists(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setattr(sys, "argv", ["jobs/train.py", "demo", "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(REPOSITORY / "jobs" / "train.py"), run_name="__main__")
+    option = r"--(?!search\.)[a-z]+\.[a-z-]+"
+    known, found = set(re.findall(option, capsys.readouterr().out)), 0
+    for page in (*REPOSITORY.glob("*.md"), *REPOSITORY.glob("jobs/*.md"), *REPOSITORY.glob("lsid_ray/**/*.md")):
+        for name, value in re.findall(rf"({option})( True| False)?", page.read_text()):
+            found += 1
+            assert name in known, page
+            assert not value, f"{page}: {name} is a flag"
+    assert found > 50
