@@ -113,9 +113,16 @@ class RemotePath(PurePosixPath):
             return self.filesystem.open_input_file(self.key)
 
     def read_bytes(self) -> bytes:
-        """The object's content."""
-        with store_errors(self), self.open() as file:
-            return file.read()
+        """The object's content.
+
+        Size and content are two requests: of a longer object that replaces it between them only a part would be read.
+        """
+        for _ in range(MAX_ATTEMPTS):
+            with store_errors(self), self.open() as file:
+                content = file.read()
+            if self.stat().st_size == len(content):
+                return content
+        raise StoreError(errno.EIO, f"changed during each of {MAX_ATTEMPTS} readings", str(self))
 
     def read_text(self) -> str:
         """The object's content as UTF-8."""

@@ -60,6 +60,20 @@ def test_throttled_and_interrupted_requests_are_retried(store: Store, fault: str
         assert copy.read_bytes() == content and remaining == [0]
 
 
+def test_an_object_that_is_replaced_while_it_is_read_is_read_whole(store: Store) -> None:
+    path = to_path(REMOTE) / "file"
+    path.write_bytes(b"content")
+    replacements = [b"longer content", b"short"]
+
+    def replace_first(verb: str, name: str) -> str:  # its size has been asked for by then
+        if verb == "GET" and name.endswith("/file") and replacements:
+            path.write_bytes(replacements.pop(0))
+        return ""
+
+    store.fault = replace_first
+    assert path.read_bytes() == b"short" and not replacements
+
+
 def test_a_pickled_file_system_retries_as_often(store: Store) -> None:
     filesystem, name = storage.arrow_filesystem(to_path(REMOTE) / "file")
     unpickled = pickle.loads(pickle.dumps(filesystem))
